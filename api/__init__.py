@@ -1,0 +1,1 @@
+"""The CRI as messages and errors: what every other package speaks."""

@@ -1,0 +1,1 @@
+"""Everything below a container: spawner, shims, the OCI executor and the kernel."""

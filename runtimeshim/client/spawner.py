@@ -1,0 +1,243 @@
+"""The daemon's connection to its spawner."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtimeshim import wire
+from runtimeshim.client import launch
+from runtimeshim.client.connection import Connection, receive_one
+from runtimeshim.client.model import (
+    ProgramResult,
+    ProgramTimeoutError,
+    ShimOptions,
+    SpawnerError,
+    WorkerError,
+)
+from runtimeshim.client.pipes import file_of, open_pipe, read_to_end
+from runtimeshim.client.shim import Shim
+
+# How long a spawner may take to import its modules and answer: 0.2 s on an idle machine.
+SPAWNER_START_SECONDS = 30.0
+# How long a shim may take from fork to 'created', with a slow disk below its mounts.
+CREATE_SECONDS = 120.0
+# A helper program's output is bounded: CNI results are a few KB.
+MAX_PROGRAM_OUTPUT = 4 * 1024 * 1024
+
+
+class Spawner:
+    """The daemon's connection to its spawner."""
+
+    def __init__(self, run_dir: Path, workers: Mapping[str, str]) -> None:
+        self._run_dir = run_dir
+        self._workers = dict(workers)
+        self._build = launch.build_id(workers)
+        self._connection: Connection | None = None
+        self._exits: dict[int, asyncio.Future[int]] = {}
+        self._connecting = asyncio.Lock()
+        self.pid = 0
+
+    @classmethod
+    async def connect(cls, run_dir: Path, workers: Mapping[str, str]) -> Spawner:
+        """Connect to the living spawner of `run_dir`, or start one.
+
+        `workers` maps a name to "package.module:function". Raises SpawnerError when a spawner
+        cannot be started.
+        """
+        spawner = cls(run_dir, workers)
+        await spawner._connected()
+        return spawner
+
+    async def _connected(self) -> Connection:
+        async with self._connecting:
+            if self._connection is None or self._connection.closed:
+                self._connection = await self._find() or await self._launch()
+            return self._connection
+
+    async def _find(self) -> Connection | None:
+        """Return a connection to a living spawner of our build; retire one of another."""
+        try:
+            sock = launch.connect(self._run_dir / "spawner.sock")
+        except OSError:  # no socket, or nobody behind it
+            return None
+        connection = Connection(sock, self._on_event, self._on_close)
+        try:
+            async with asyncio.timeout(SPAWNER_START_SECONDS):
+                hello, _ = await connection.call({"op": "hello"})
+                if hello["protocol"] == wire.PROTOCOL and hello["build"] == self._build:
+                    self.pid = int(hello["pid"])
+                    return connection
+                await connection.call({"op": "retire"})
+        except (ConnectionError, TimeoutError):
+            pass  # it is dead or deaf: a new one takes the socket's name
+        connection.close()
+        return None
+
+    async def _launch(self) -> Connection:
+        self.pid = launch.start_spawner(self._run_dir, self._build, self._workers)
+        connection = Connection(
+            launch.connect(self._run_dir / "spawner.sock"), self._on_event, self._on_close
+        )
+        try:
+            async with asyncio.timeout(SPAWNER_START_SECONDS):
+                await connection.call({"op": "hello"})
+        except (ConnectionError, TimeoutError) as err:
+            connection.close()
+            raise SpawnerError(
+                f"the spawner (pid {self.pid}) did not come up: see {self._run_dir}/spawner.log"
+            ) from err
+        return connection
+
+    def _on_event(self, message: wire.Message) -> None:
+        future = self._exits.pop(message.get("id", 0), None)
+        if future is not None and not future.done():
+            future.set_result(int(message.get("exit", 255)))
+
+    def _on_close(self) -> None:
+        for future in self._exits.values():
+            if not future.done():
+                future.set_exception(SpawnerError("the spawner has died; the request was lost"))
+        self._exits.clear()
+
+    async def _spawn(self, message: wire.Message, fds: Sequence[int]) -> asyncio.Future[int]:
+        """Ask for a child; sets the request's id, and returns the future of its exit code."""
+        connection = await self._connected()
+        message["id"] = connection.next_id()
+        exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        # Nobody may be left to ask for it: a worker that has answered is of no more interest.
+        exited.add_done_callback(lambda f: f.cancelled() or f.exception())
+        self._exits[message["id"]] = exited
+        try:
+            answer, _ = await connection.call(message, fds)
+        except ConnectionError as err:
+            raise SpawnerError(f"the spawner has died during {message['op']!r}") from err
+        if "error" in answer:
+            self._exits.pop(message["id"], None)
+            raise SpawnerError(f"the spawner refused {message['op']!r}: {answer['error']}")
+        return exited
+
+    async def _kill(self, request: int) -> None:
+        connection = await self._connected()
+        with contextlib.suppress(ConnectionError):  # dead with the spawner's other children
+            await connection.send({"id": connection.next_id(), "op": "kill", "target": request})
+
+    async def run_worker(
+        self, name: str, args: Mapping[str, Any], fds: Sequence[int] = (), *, timeout: float
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Run a worker's job in a fork of the spawner; returns its answer and its fds.
+
+        The worker gets duplicates of `fds`. It is killed after `timeout` seconds, or when the
+        caller is cancelled. Raises WorkerError, TimeoutError or SpawnerError.
+        """
+        ours, theirs = wire.pair()
+        message: wire.Message = {"op": "worker", "name": name, "args": dict(args)}
+        try:
+            with theirs:
+                exited = await self._spawn(message, [theirs.fileno(), *fds])
+        except BaseException:
+            ours.close()
+            raise
+        try:
+            async with asyncio.timeout(timeout):
+                received = await receive_one(ours)
+        except BaseException:  # timeout or cancellation: nobody waits for the answer
+            await self._kill(message["id"])
+            raise
+        finally:
+            ours.close()
+        if received is None:
+            code = await exited
+            raise WorkerError("Died", f"worker {name!r} died with exit code {code}", None)
+        answer, answer_fds = received
+        if "error" in answer:
+            error = answer["error"]
+            raise WorkerError(error["kind"], error["message"], error["errno"])
+        return answer["result"], answer_fds
+
+    async def run_program(
+        self, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes = b"", timeout: float
+    ) -> ProgramResult:
+        """Run a helper program to its end; argv[0] is an absolute path.
+
+        It is killed, with its process group, after `timeout` seconds (ProgramTimeoutError).
+        Raises SpawnerError when it cannot be executed.
+        """
+        with contextlib.ExitStack() as stack:
+            stdin_r = file_of(stdin, stack)
+            stdout_r, stdout_w = open_pipe(stack)
+            stderr_r, stderr_w = open_pipe(stack)
+            message: wire.Message = {"op": "program", "argv": list(argv), "env": dict(env)}
+            exited = await self._spawn(message, [stdin_r, stdout_w, stderr_w])
+            for fd in (stdout_w, stderr_w):
+                os.close(fd)
+            output = bytearray()
+            errors = bytearray()
+            try:
+                async with asyncio.timeout(timeout), asyncio.TaskGroup() as group:
+                    group.create_task(read_to_end(stdout_r, output, MAX_PROGRAM_OUTPUT))
+                    group.create_task(read_to_end(stderr_r, errors, MAX_PROGRAM_OUTPUT))
+                    code = await exited
+            except TimeoutError as err:
+                await self._kill(message["id"])
+                raise ProgramTimeoutError(argv[0], timeout, bytes(output), bytes(errors)) from err
+            except BaseException:
+                await self._kill(message["id"])
+                raise
+            return ProgramResult(code, bytes(output), bytes(errors))
+
+    async def spawn_shim(self, container_id: str, bundle: Path, options: ShimOptions) -> Shim:
+        """Create a container: its init is isolated and waits just before execve.
+
+        `bundle` holds config.json. Raises CreateError with the stage, SpawnerError or
+        TimeoutError; nothing of the container is left then.
+        """
+        ours, theirs = wire.pair()
+        message: wire.Message = {
+            "op": "shim",
+            "container": container_id,
+            "bundle": str(bundle),
+            "options": _options(options) | {"seccomp_cache": str(self._run_dir / "seccomp")},
+        }
+        shim = Shim(container_id, bundle, ours)
+        try:
+            with theirs:
+                await self._spawn(message, [theirs.fileno()])
+            async with asyncio.timeout(CREATE_SECONDS):
+                await shim.created()
+        except BaseException:
+            shim.close()
+            await self._kill(message.get("id", 0))
+            raise
+        return shim
+
+    async def retire(self) -> None:
+        """Tell the spawner to exit as soon as its last child has."""
+        connection = await self._connected()
+        await connection.call({"op": "retire"})
+
+    async def close(self) -> None:
+        """Disconnect; the spawner and all that it started go on."""
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _options(options: ShimOptions) -> dict[str, Any]:
+    rootfs = options.rootfs
+    return {
+        "rootfs": None
+        if rootfs is None
+        else {
+            "lowerdirs": list(rootfs.lowerdirs),
+            "upperdir": rootfs.upperdir,
+            "workdir": rootfs.workdir,
+            "readonly": rootfs.readonly,
+        },
+        "log_path": None if options.log_path is None else str(options.log_path),
+        "stdin": options.stdin,
+        "stdin_once": options.stdin_once,
+    }

@@ -1,0 +1,17 @@
+"""What can go wrong between create and execve."""
+
+from __future__ import annotations
+
+
+class SpecError(ValueError):
+    """A field of config.json cannot be honoured; the message names it."""
+
+
+class StageError(Exception):
+    """A step of create or start failed: `stage` says which, `kind` how the caller may react."""
+
+    def __init__(self, stage: str, message: str, kind: str = "error") -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.message = message
+        self.kind = kind

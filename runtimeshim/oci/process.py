@@ -1,0 +1,286 @@
+"""A process object of the runtime-spec, from its credentials to execve: create and exec alike."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from runtimeshim.linux import capabilities, seccomp, syscalls
+from runtimeshim.oci.errors import SpecError, StageError
+
+Process = Mapping[str, Any]
+
+# Used where the spec has no PATH, as execvp(3) does.
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# Bounds what is read of an image's /etc/passwd to find HOME.
+MAX_PASSWD = 1 << 20
+
+# The kernel reads uids as 32 bits; -1 means "no change" to setresuid (CVE-2024-40635).
+MAX_ID = (1 << 31) - 1
+
+# CPython and the spawner ignore these; ignored signals survive execve, handlers do not.
+IGNORED_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP)
+
+
+def reset_signals() -> None:
+    """Give the program to come default dispositions and an empty mask."""
+    for number in IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def check_user(user: Mapping[str, Any]) -> None:
+    """Refuse ids that the kernel would wrap or take for 'no change'. Raises SpecError."""
+    ids = {"uid": user.get("uid", 0), "gid": user.get("gid", 0)}
+    groups = {f"additionalGids[{n}]": g for n, g in enumerate(user.get("additionalGids") or ())}
+    for name, value in (ids | groups).items():
+        if not isinstance(value, int) or not 0 <= value <= MAX_ID:
+            raise SpecError(f"process.user.{name}: {value!r} is not between 0 and {MAX_ID}")
+
+
+def set_rlimits(rlimits: Sequence[Mapping[str, Any]]) -> None:
+    """Apply process.rlimits (POSIXRlimit)."""
+    for number, limit in enumerate(rlimits):
+        kind = getattr(resource, str(limit["type"]), None)
+        if kind is None or not str(limit["type"]).startswith("RLIMIT_"):
+            raise SpecError(f"process.rlimits[{number}].type: unknown limit {limit['type']!r}")
+        soft, hard = (_rlimit(limit[key]) for key in ("soft", "hard"))
+        try:
+            resource.setrlimit(kind, (soft, hard))
+        except (OSError, ValueError) as err:
+            raise StageError(
+                "rlimits", f"{limit['type']} soft {limit['soft']} hard {limit['hard']}: {err}"
+            ) from err
+
+
+def _rlimit(value: int) -> int:
+    return resource.RLIM_INFINITY if value >= 1 << 63 else value
+
+
+def set_oom_score_adj(value: int | None) -> str | None:
+    """Set our oom_score_adj; returns a warning where the kernel refuses a lower one."""
+    if value is None:
+        return None
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(value).encode())
+    except PermissionError:
+        return f"oom_score_adj {value} is below what this process may have: it stays as it is"
+    finally:
+        os.close(fd)
+    return None
+
+
+def open_exec_label(process: Process) -> tuple[int, bytes] | None:
+    """Open the attribute of the AppArmor or SELinux label for execve; None without a label.
+
+    On the host's procfs, before any image can put another one in its place.
+    """
+    if process.get("apparmorProfile"):
+        path, label = "/proc/self/attr/apparmor/exec", f"exec {process['apparmorProfile']}"
+        field = "process.apparmorProfile"
+    elif process.get("selinuxLabel"):
+        path, label = "/proc/self/attr/exec", str(process["selinuxLabel"])
+        field = "process.selinuxLabel"
+    else:
+        return None
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC), label.encode()
+    except OSError as err:
+        raise StageError("label", f"{field}: this kernel does not offer {path}: {err}") from err
+
+
+def environment(process: Process) -> list[str]:
+    """Return the environment with HOME, from the container's own /etc/passwd if need be."""
+    env = list(process.get("env") or ())
+    if not any(entry.startswith("HOME=") for entry in env):
+        env.append(f"HOME={_home(process['user'].get('uid', 0))}")
+    return env
+
+
+def _home(uid: int) -> str:
+    """Look up a home directory in /etc/passwd, read with bounds and only if a regular file."""
+    try:
+        fd = os.open("/etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:  # no such file in this image: as with an unknown uid
+        return "/"
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return "/"
+        content = os.read(fd, MAX_PASSWD)
+    finally:
+        os.close(fd)
+    for line in content.split(b"\n"):
+        fields = line.split(b":")
+        if len(fields) >= 7 and fields[2] == str(uid).encode():
+            return os.fsdecode(fields[5]) or "/"
+    return "/"
+
+
+def find_executable(name: str, env: Sequence[str]) -> str:
+    """Resolve args[0] as execvp(3) does. Raises StageError of kind "start"."""
+    if "/" in name:
+        _check_executable(name, name)
+        return name
+    path = DEFAULT_PATH
+    for entry in env:
+        if entry.startswith("PATH="):
+            path = entry[5:]
+    denied: StageError | None = None
+    for directory in path.split(":"):
+        candidate = f"{directory or '.'}/{name}"
+        try:
+            _check_executable(candidate, name)
+        except StageError as err:
+            denied = err if "permission denied" in err.message else denied
+            continue
+        return candidate
+    if denied is not None:
+        raise denied
+    raise StageError(
+        "exec", f'exec: "{name}": executable file not found in $PATH ({path})', "start"
+    )
+
+
+def _check_executable(path: str, name: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as err:
+        reason = f"stat {path}: {os.strerror(err.errno or 0).lower()}"
+        raise StageError("exec", f'exec: "{name}": {reason}', "start") from err
+    if stat.S_ISDIR(mode):
+        raise StageError("exec", f'exec: "{name}": {path} is a directory', "start")
+    if not os.access(path, os.X_OK, effective_ids=True):
+        raise StageError("exec", f'exec: "{name}": {path}: permission denied', "start")
+
+
+def own_stdio(user: Mapping[str, Any]) -> None:
+    """Give pipes and terminals on 0, 1, 2 to the user, so that /dev/stdout can be reopened."""
+    for fd in (0, 1, 2):
+        found = os.fstat(fd)
+        if found.st_rdev == os.makedev(1, 3) or found.st_uid == user.get("uid", 0):
+            continue
+        try:
+            os.fchown(fd, user.get("uid", 0), -1)
+        except OSError:  # a read-only or foreign file: it stays as it was given to us
+            continue
+
+
+def enter_directory(cwd: str) -> bool:
+    """Enter process.cwd as we are; False where only the user to come may."""
+    try:
+        os.chdir(cwd)
+    except PermissionError:  # a network filesystem that does not trust root
+        return False
+    except OSError as err:
+        raise StageError("cwd", f"process.cwd: chdir {cwd}: {err.strerror}") from err
+    return True
+
+
+def check_directory(cwd: str) -> None:
+    """Refuse a working directory outside of the root.
+
+    By /proc/self/fd/N it could be one of the host (CVE-2024-21626): getcwd(2) of such a one is
+    unreachable.
+    """
+    try:
+        where = os.getcwd()
+    except FileNotFoundError:
+        where = ""
+    if not where.startswith("/"):
+        raise StageError("cwd", f"process.cwd: {cwd!r} is outside of the container's root")
+
+
+def prepare_filter(
+    profile: Mapping[str, Any] | None, compiled: bytes | None
+) -> Callable[[], None] | None:
+    """Return what installs the seccomp filter, allocated ahead; None without a profile."""
+    if profile is None:
+        return None
+    program = seccomp.compile_profile(profile) if compiled is None else compiled
+    return seccomp.installer(program, profile.get("flags") or ())
+
+
+class Launch:
+    """A process with its final credentials but for the last steps, made in `prepare`."""
+
+    __slots__ = ("_execve", "_filter", "failure")
+
+    def __init__(
+        self,
+        execve: Callable[[], None] | None,
+        filter_: Callable[[], None] | None,
+        failure: StageError | None,
+    ) -> None:
+        self._execve = execve
+        self._filter = filter_
+        self.failure = failure
+
+    def go(self) -> None:
+        """Load the filter and execve, back to back; returns only by an exception."""
+        if self._execve is None:
+            assert self.failure is not None
+            raise self.failure
+        if self._filter is not None:
+            self._filter()
+        try:
+            self._execve()
+        except OSError as err:
+            raise StageError("exec", f"exec {err.filename}: {err.strerror}", "start") from err
+
+
+def prepare(
+    process: Process, filter_: Callable[[], None] | None, label: tuple[int, bytes] | None
+) -> Launch:
+    """Take on the process's credentials, in the container's root; returns what is left to do.
+
+    The order is that of runc and crun: bounding set, user, the capability sets,
+    no_new_privs; the filter comes first where it needs CAP_SYS_ADMIN, last otherwise.
+    """
+    user = process["user"]
+    no_new_privileges = bool(process.get("noNewPrivileges"))
+    own_stdio(user)
+    os.umask(user.get("umask", 0o022))
+    env = environment(process)
+    if label is not None:
+        _set_label(*label)
+    if filter_ is not None and not no_new_privileges:
+        filter_()
+        filter_ = None
+    entered = enter_directory(process["cwd"])
+    sets = process.get("capabilities")
+    if sets is not None:
+        capabilities.apply_bounding(capabilities.to_mask(sets.get("bounding") or ()))
+        syscalls.set_keepcaps(True)
+    os.setgroups(user.get("additionalGids") or ())
+    os.setresgid(*[user.get("gid", 0)] * 3)
+    os.setresuid(*[user.get("uid", 0)] * 3)
+    if sets is not None:
+        syscalls.set_keepcaps(False)
+        capabilities.apply(sets)
+    if no_new_privileges:
+        syscalls.set_no_new_privs()
+    if not entered and not enter_directory(process["cwd"]):
+        raise StageError("cwd", f"process.cwd: chdir {process['cwd']}: permission denied")
+    check_directory(process["cwd"])
+    reset_signals()
+    args = list(process["args"])
+    try:
+        path = find_executable(args[0], env)
+    except StageError as err:
+        return Launch(None, None, err)  # told by start: a created container may lack its program
+    return Launch(syscalls.prepare_execve(path, args, env), filter_, None)
+
+
+def _set_label(fd: int, label: bytes) -> None:
+    try:
+        os.write(fd, label)
+    except OSError as err:
+        raise StageError("label", f"the kernel refuses the label {label!r}: {err}") from err
+    finally:
+        os.close(fd)

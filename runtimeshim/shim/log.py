@@ -1,0 +1,89 @@
+"""The CRI log: `RFC3339Nano stdout|stderr P|F text`, as the kubelet reads it.
+
+Formatting is pure; only LogFile touches the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+# A longer line is split, all but its last part tagged P: what kubelet and the peers use.
+MAX_LINE = 16 * 1024
+
+LOG_MODE = 0o640
+
+
+def timestamp(ns: int) -> bytes:
+    """Return nanoseconds since the epoch as RFC 3339 in UTC, with nine digits."""
+    seconds, rest = divmod(ns, 1_000_000_000)
+    t = time.gmtime(seconds)
+    return b"%04d-%02d-%02dT%02d:%02d:%02d.%09dZ" % (*t[:6], rest)
+
+
+class LineFormatter:
+    """Cuts one stream into log lines; holds what is not yet a whole line."""
+
+    def __init__(self, stream: bytes) -> None:
+        self._full = b" %s F " % stream
+        self._partial = b" %s P " % stream
+        self._rest = b""
+
+    def feed(self, data: bytes, now: bytes) -> bytes:
+        """Return the log lines that `data` completes, stamped `now`."""
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        out: list[bytes] = []
+        for line in lines:
+            if len(line) > MAX_LINE:
+                line = self._split(line, now, out)
+            out += (now, self._full, line, b"\n")
+        if len(self._rest) > MAX_LINE:
+            self._rest = self._split(self._rest, now, out)
+        return b"".join(out)
+
+    def finish(self, now: bytes) -> bytes:
+        """Return the last line of a stream that ended without a newline: tagged P."""
+        rest, self._rest = self._rest, b""
+        return b"".join((now, self._partial, rest, b"\n")) if rest else b""
+
+    def _split(self, line: bytes, now: bytes, out: list[bytes]) -> bytes:
+        """Put the parts of a long line out as P; returns what is left."""
+        while len(line) > MAX_LINE:
+            out += (now, self._partial, line[:MAX_LINE], b"\n")
+            line = line[MAX_LINE:]
+        return line
+
+
+class LogFile:
+    """The file; a write that fails drops the data, since a full disk must not block a container."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._fd: int | None = None if path is None else _open(path)
+        self.lost_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Append; never raises."""
+        if self._fd is None:
+            return
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError:  # ENOSPC and its like: counted, told by state, and tried anew next time
+            self.lost_bytes += len(view)
+
+    def reopen(self) -> None:
+        """Open the path anew; on an error the old file stays in use. Raises OSError."""
+        if self._path is None:
+            return
+        new = _open(self._path)
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd = new
+
+
+def _open(path: str) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, LOG_MODE)

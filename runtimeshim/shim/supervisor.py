@@ -1,0 +1,312 @@
+"""The shim's loop: requests of the daemon, the container's streams, and the deaths of processes.
+
+Requests and answers are runtimeshim.wire messages over shim.sock; any number of connections. Each
+hears `exit` when the container is over, and `exec-exit` of what it has started itself.
+
+The order at the end: streams drained into the log, the rest of the container killed, its cgroup
+removed, the exit record on disk, and only then the announcement. The shim ends with it: a
+container that is over costs no process.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from runtimeshim import exit_record, wire
+from runtimeshim.exit_record import ExitRecord
+from runtimeshim.linux import syscalls
+from runtimeshim.oci.container import Container
+from runtimeshim.oci.errors import StageError
+from runtimeshim.shim import execs
+from runtimeshim.shim.log import LogFile
+from runtimeshim.shim.streams import Stdio
+
+# How long output may flow after init's end: only from processes that outlive it, which are killed.
+DRAIN_SECONDS = 2.0
+
+# How often clients that hold the container back are looked at.
+STALL_CHECK_SECONDS = 1.0
+
+Answer = tuple[wire.Message, list[int]]
+
+
+class Supervisor:
+    """A created container and everything that goes on around it."""
+
+    def __init__(
+        self, bundle: str, container: Container, log: LogFile, options: Mapping[str, Any]
+    ) -> None:
+        self._bundle = bundle
+        self._container = container
+        self._log = log
+        self._selector = selectors.DefaultSelector()
+        self._stdio = Stdio(
+            container.streams, log, once=bool(options["stdin_once"]), selector=self._selector
+        )
+        self._clients: list[socket.socket] = []
+        self._execs: dict[int, execs.ExecProcess] = {}
+        self._next_exec = 0
+        self._starting: tuple[socket.socket, int] | None = None
+        self._running = False
+        self._over = False
+        self._wakeup, wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wakeup_w, warn_on_full_buffer=False)
+        self._operations: dict[str, Callable[[socket.socket, wire.Message, list[int]], Answer]] = {
+            "state": self._state,
+            "kill": self._kill,
+            "exec": self._exec,
+            "exec-kill": self._exec_kill,
+            "exec-resize": self._exec_resize,
+            "attach": self._attach,
+            "resize": self._resize,
+            "reopen-log": self._reopen_log,
+        }
+
+    def run(self, first: socket.socket) -> None:
+        """Serve until the container is over."""
+        listener = listen(self._bundle)
+        self._selector.register(listener, selectors.EVENT_READ, self._on_connect)
+        self._selector.register(self._wakeup, selectors.EVENT_READ, self._on_sigchld)
+        self._add_client(first)
+        self._reap()  # a child that died before SIGCHLD had its handler
+        while not self._over:
+            timeout = STALL_CHECK_SECONDS if self._stdio.drop_stalled() else None
+            for key, _ in self._selector.select(timeout):
+                # An earlier event of this round may have unregistered a later one.
+                if self._selector.get_map().get(key.fd) is not None and not self._over:
+                    key.data(key.fileobj)
+
+    def _on_connect(self, listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        self._add_client(client)
+
+    def _add_client(self, client: socket.socket) -> None:
+        self._clients.append(client)
+        self._selector.register(client, selectors.EVENT_READ, self._on_request)
+
+    def _on_request(self, client: socket.socket) -> None:
+        try:
+            received = wire.receive(client)
+        except OSError:  # a reset is an end as well
+            received = None
+        if received is None:
+            self._drop(client)
+            return
+        message, fds = received
+        answer: wire.Message = {}
+        answer_fds: list[int] = []
+        try:
+            if message["op"] == "start":
+                answer = self._start(client, message)
+            else:
+                answer, answer_fds = self._operations[message["op"]](client, message, fds)
+        except StageError as err:
+            answer = {"error": err.message, "stage": err.stage, "kind": err.kind}
+        except ProcessLookupError:
+            answer = {"error": "process already finished", "kind": "finished"}
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            answer = {"error": f"{message.get('op')}: {err}", "kind": "error"}
+        if answer:
+            self._send(client, {"id": message.get("id"), **answer}, answer_fds)
+        for fd in {*fds, *answer_fds}:
+            os.close(fd)
+
+    def _send(self, client: socket.socket, message: wire.Message, fds: list[int]) -> None:
+        try:
+            wire.send(client, message, fds)
+        except OSError:  # it hung up; the daemon's next connection asks for the state
+            self._drop(client)
+
+    def _drop(self, client: socket.socket) -> None:
+        if client in self._clients:
+            self._clients.remove(client)
+            self._selector.unregister(client)
+            client.close()
+
+    def _state(self, _: socket.socket, __: wire.Message, ___: list[int]) -> Answer:
+        return describe(self._container, running=self._running, lost=self._log.lost_bytes), []
+
+    def _start(self, client: socket.socket, message: wire.Message) -> wire.Message:
+        """Begin the start; its answer is sent when execve has closed the socket, or failed."""
+        if self._running or self._starting is not None:
+            raise StageError("start", "the container is already started", "state")
+        self._starting = (client, message["id"])
+        sync = self._container.sync
+        assert sync is not None
+        self._selector.register(sync, selectors.EVENT_READ, self._on_started)
+        self._container.start()
+        return {}
+
+    def _on_started(self, sync: socket.socket) -> None:
+        assert self._starting is not None
+        (client, request), self._starting = self._starting, None
+        self._selector.unregister(sync)
+        failure = self._container.started()
+        if failure is None:
+            self._running = True
+            self._send(client, {"id": request, "ok": True}, [])
+        else:
+            error = {"error": failure.message, "stage": failure.stage, "kind": failure.kind}
+            self._send(client, {"id": request, **error}, [])
+
+    def _kill(self, _: socket.socket, message: wire.Message, __: list[int]) -> Answer:
+        number = int(message["signal"])
+        if message.get("everyone") and number == signal.SIGKILL:
+            self._container.manager.kill(self._container.cgroup_path)
+        elif message.get("everyone"):
+            for pid in self._container.manager.pids(self._container.cgroup_path):
+                os.kill(pid, number)
+        else:
+            os.kill(self._container.pid, number)
+        return {"ok": True}, []
+
+    def _exec(self, client: socket.socket, message: wire.Message, fds: list[int]) -> Answer:
+        if not self._running:
+            raise StageError("exec", "container not running", "state")
+        self._next_exec += 1
+        started = execs.ExecProcess(self._next_exec, client)
+        stdio = (fds[0], fds[1], fds[2]) if len(fds) == 3 else None
+        given = execs.start(self._container, message["process"], stdio, started)
+        self._execs[started.pid] = started
+        return {"exec": started.name, "pid": started.pid}, given
+
+    def _find_exec(self, message: wire.Message) -> execs.ExecProcess:
+        for started in self._execs.values():
+            if started.name == message["exec"]:
+                return started
+        raise ProcessLookupError
+
+    def _exec_kill(self, _: socket.socket, message: wire.Message, __: list[int]) -> Answer:
+        self._find_exec(message).kill(int(message["signal"]))
+        return {"ok": True}, []
+
+    def _exec_resize(self, _: socket.socket, message: wire.Message, __: list[int]) -> Answer:
+        self._find_exec(message).resize(int(message["width"]), int(message["height"]))
+        return {"ok": True}, []
+
+    def _attach(self, _: socket.socket, message: wire.Message, fds: list[int]) -> Answer:
+        for name, fd in zip(message["streams"], list(fds), strict=True):
+            self._stdio.attach(name, os.dup(fd))
+        return {"ok": True}, []
+
+    def _resize(self, _: socket.socket, message: wire.Message, __: list[int]) -> Answer:
+        self._stdio.resize(int(message["width"]), int(message["height"]))
+        return {"ok": True}, []
+
+    def _reopen_log(self, _: socket.socket, __: wire.Message, ___: list[int]) -> Answer:
+        self._log.reopen()
+        return {"ok": True}, []
+
+    def _on_sigchld(self, wakeup: int) -> None:
+        try:
+            os.read(wakeup, 4096)
+        except BlockingIOError:  # an earlier read took this wake-up's bytes too
+            pass
+        self._reap()
+
+    def _reap(self) -> None:
+        """Reap everything; init's exit is handled last, so that no exec's is lost."""
+        ended: int | None = None
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if pid == self._container.pid:
+                ended = status
+            elif pid in self._execs:
+                self._on_exec_exit(self._execs.pop(pid), status)
+        if ended is not None:
+            self._on_exit(ended)
+
+    def _on_exec_exit(self, started: execs.ExecProcess, status: int) -> None:
+        started.close()
+        event = {"event": "exec-exit", "exec": started.name, "code": exit_code(status)}
+        if started.client in self._clients:
+            self._send(started.client, event, [])
+
+    def _on_exit(self, status: int) -> None:
+        finished = time.time_ns()
+        if self._starting is not None and self._container.sync is not None:
+            self._on_started(self._container.sync)
+        container = self._container
+        oom_killed = container.manager.oom_kills(container.cgroup_path) > 0
+        container.manager.kill(container.cgroup_path)
+        self._stdio.finish(DRAIN_SECONDS)
+        self._reap_rest()
+        container.manager.delete(container.cgroup_path)
+        record = ExitRecord(exit_code(status), finished, oom_killed)
+        exit_record.write(self._bundle, record)
+        os.unlink(f"{self._bundle}/shim.sock")
+        event = {"event": "exit", "record": exit_record.to_json(record)}
+        for client in list(self._clients):
+            self._send(client, event, [])
+        self._over = True
+
+    def _reap_rest(self) -> None:
+        """Reap what the kill above has ended: execs and orphans that were ours."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                time.sleep(0.001)
+            elif pid in self._execs:
+                self._on_exec_exit(self._execs.pop(pid), status)
+
+
+def describe(container: Container, *, running: bool, lost: int = 0) -> wire.Message:
+    """Return what a daemon wants to know of a container."""
+    return {
+        "protocol": wire.PROTOCOL,
+        "pid": container.pid,
+        "running": running,
+        "timings": container.timings,
+        "warnings": container.warnings,
+        "log_bytes_lost": lost,
+    }
+
+
+def exit_code(status: int) -> int:
+    """Return the shell's code of a wait status: 128 + signal for a death by signal."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def listen(bundle: str) -> socket.socket:
+    """Listen on shim.sock; bound through its directory's fd, as a path has 107 bytes at most."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    directory = os.open(bundle, os.O_PATH | os.O_CLOEXEC)
+    old = os.umask(0o177)
+    try:
+        listener.bind(f"/proc/self/fd/{directory}/shim.sock")
+    finally:
+        os.umask(old)
+        os.close(directory)
+    listener.listen(16)
+    return listener
+
+
+def set_oom_score() -> None:
+    """Ask to be the last that the kernel kills; where it refuses, the spawner's score stays."""
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as out:
+            out.write("-998")
+    except PermissionError:  # no CAP_SYS_RESOURCE on this node: as good as can be had
+        pass
+
+
+def identify(container_id: str) -> None:
+    """Take the container's name, so that ps and top tell shims apart."""
+    syscalls.set_process_name(f"shim {container_id[:10]}")

@@ -1,0 +1,292 @@
+"""The spawner: the one process that forks, so that nothing on the start path execs an interpreter.
+
+It runs from a sealed copy of the interpreter, is single-threaded, has imported all that its
+children will need, and holds no secret. It outlives the daemon: a new daemon connects to the same
+socket and finds it as it was. As a subreaper it reaps whatever a shim or a worker leaves behind.
+
+Requests (see runtimeshim.wire), each with an `id`; the answer carries the same id:
+
+    hello                                  -> {protocol, build, pid}
+    shim     container, bundle, options    -> {pid}, later {exit}; the shim answers on fd 0
+    worker   name, args                    -> {pid}, later {exit}; the worker answers on fd 0
+    program  argv, env                     -> {pid}, later {exit}; the fds are its stdio
+    kill     target                        -> SIGKILL to what request `target` started
+    retire                                 -> the socket is closed; exits when its last child has
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from runtimeshim import wire
+from runtimeshim.linux import syscalls
+from runtimeshim.shim import main as shim_main
+
+# The daemon passes the listening socket as this fd.
+LISTENER_FD = 3
+
+# What CPython and reset_signals() ignore; ignored signals survive execve, handlers do not.
+IGNORED_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP)
+
+# glibc keeps these for itself, and its posix_spawn leaves them ignored in the child.
+LIBC_SIGNALS = (32, 33)
+
+Worker = Callable[[dict[str, Any], list[int]], tuple[dict[str, Any], list[int]]]
+
+
+class Child:
+    """A process that a request started."""
+
+    __slots__ = ("client", "request")
+
+    def __init__(self, request: int, client: socket.socket) -> None:
+        self.request = request
+        self.client = client
+
+
+class Spawner:
+    """The loop: one listener, the connections of daemons, and SIGCHLD."""
+
+    def __init__(self, workers: dict[str, Worker], build: str) -> None:
+        self._listener: socket.socket | None = None
+        self._workers = workers
+        self._build = build
+        self._children: dict[int, Child] = {}
+        self._selector = selectors.DefaultSelector()
+        self._wakeup_r, self._wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def run(self, listener: socket.socket) -> None:
+        """Serve until told to retire and the last child is gone."""
+        self._listener = listener
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
+        self._selector.register(self._wakeup_r, selectors.EVENT_READ, self._on_sigchld)
+        self._selector.register(listener, selectors.EVENT_READ, self._on_connect)
+        while self._listener is not None or self._has_children():
+            for key, _ in self._selector.select():
+                key.data(key.fileobj)
+
+    def _has_children(self) -> bool:
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return True
+
+    def _on_connect(self, listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        self._selector.register(client, selectors.EVENT_READ, self._on_request)
+
+    def _on_request(self, client: socket.socket) -> None:
+        try:
+            received = wire.receive(client)
+        except OSError as err:
+            log(f"a request was lost: {err}")
+            received = None
+        if received is None:
+            self._drop(client)
+            return
+        message, fds = received
+        try:
+            self._serve(client, message, fds)
+        except (OSError, KeyError, TypeError, ValueError) as err:
+            self._answer(client, {"id": message.get("id"), "error": f"{type(err).__name__}: {err}"})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _drop(self, client: socket.socket) -> None:
+        self._selector.unregister(client)
+        client.close()
+        for pid in [pid for pid, child in self._children.items() if child.client is client]:
+            del self._children[pid]
+
+    def _serve(self, client: socket.socket, message: wire.Message, fds: list[int]) -> None:
+        request = int(message["id"])
+        match message["op"]:
+            case "hello":
+                answer = {"protocol": wire.PROTOCOL, "build": self._build, "pid": os.getpid()}
+                self._answer(client, {"id": request, **answer})
+                return
+            case "kill":
+                self._kill(client, int(message["target"]))
+                return
+            case "retire":
+                self._retire()
+                self._answer(client, {"id": request})
+                return
+            case "shim":
+                pid = self._fork(lambda: shim_main.run(message, fds[0]), fds[:1])
+            case "worker":
+                worker = self._workers[message["name"]]
+                pid = self._fork(lambda: run_worker(worker, message["args"], fds), fds)
+            case "program":
+                pid = spawn_program(message["argv"], message["env"], fds)
+            case unknown:
+                raise ValueError(f"unknown operation {unknown!r}")
+        self._children[pid] = Child(request, client)
+        self._answer(client, {"id": request, "pid": pid})
+
+    def _answer(self, client: socket.socket, message: wire.Message) -> None:
+        try:
+            wire.send(client, message)
+        except OSError as err:  # the daemon has gone; its next connection asks anew
+            log(f"an answer had no reader: {err}")
+
+    def _kill(self, client: socket.socket, target: int) -> None:
+        for pid, child in self._children.items():
+            if child.client is client and child.request == target:
+                # Not yet reaped, so the pid is still that child's.
+                for kill in (os.killpg, os.kill):
+                    try:
+                        kill(pid, signal.SIGKILL)
+                    except ProcessLookupError:  # it leads no group, or is a zombie
+                        continue
+
+    def _retire(self) -> None:
+        if self._listener is not None:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+
+    def _fork(self, run: Callable[[], None], keep: list[int]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            become_child(run, keep)
+        return pid
+
+    def _on_sigchld(self, wakeup: int) -> None:
+        try:
+            os.read(wakeup, 4096)
+        except BlockingIOError:  # an earlier read took this wake-up's bytes too
+            pass
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            child = self._children.pop(pid, None)
+            if child is not None:  # others are orphans, or of a daemon that has gone
+                self._answer(child.client, {"id": child.request, "exit": exit_code(status)})
+
+
+def exit_code(status: int) -> int:
+    """Return the shell's code of a wait status: 128 + signal for a death by signal."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def become_child(run: Callable[[], None], keep: list[int]) -> NoReturn:
+    """Run in a fresh fork and leave it: never return into the spawner's loop."""
+    code = 1
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        syscalls.close_all_but(keep)
+        run()
+        code = 0
+    except BaseException as err:  # noqa: BLE001 - a forked child must not unwind into its parent
+        log(f"child {os.getpid()}: {type(err).__name__}: {err} ({location(err)})")
+    finally:
+        os._exit(code)
+
+
+def location(err: BaseException) -> str:
+    """Return where `err` was raised, from the outside in: the traceback module is a large import."""
+    places = []
+    step = err.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        places.append(f"{code.co_name}:{step.tb_lineno}")
+        step = step.tb_next
+    return " > ".join(places)
+
+
+def run_worker(worker: Worker, args: dict[str, Any], fds: list[int]) -> None:
+    """Run one job and send its answer, or its exception, on the first fd."""
+    channel = socket.socket(fileno=fds[0])
+    syscalls.set_process_name("criserver-work")
+    try:
+        result, result_fds = worker(args, fds[1:])
+    except Exception as err:  # noqa: BLE001 - it is carried to the caller, whatever it is
+        error = {
+            "kind": type(err).__name__,
+            "message": str(err),
+            "errno": err.errno if isinstance(err, OSError) else None,
+        }
+        wire.send(channel, {"error": error})
+    else:
+        wire.send(channel, {"result": result}, result_fds)
+
+
+def spawn_program(argv: list[str], env: dict[str, str], fds: list[int]) -> int:
+    """Start a helper program in a session of its own; no Python runs in the child."""
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
+    return os.posix_spawn(
+        argv[0],
+        argv,
+        env,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=[],
+        setsigdef=IGNORED_SIGNALS,
+    )
+
+
+def log(text: str) -> None:
+    """Write one line to RUN/spawner.log, which is stderr here."""
+    os.write(2, f"{text}\n".encode(errors="replace"))
+
+
+def load_workers(names: list[str]) -> dict[str, Worker]:
+    """Import the workers given as name=package.module:function."""
+    workers: dict[str, Worker] = {}
+    for entry in names:
+        name, _, target = entry.partition("=")
+        module, _, function = target.partition(":")
+        workers[name] = getattr(importlib.import_module(module), function)
+    return workers
+
+
+def reset_signals() -> None:
+    """Undo ignored signals that were inherited: they would survive into containers."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    for number in LIBC_SIGNALS:
+        syscalls.default_signal(number)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    # The daemon's terminal is not ours; SIGPIPE would end us with a dying peer.
+    for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def main() -> None:
+    """Entry point: `python -I -m runtimeshim.spawner BUILD [NAME=MODULE:FUNCTION …]`."""
+    reset_signals()
+    os.umask(0o022)
+    workers = load_workers(sys.argv[2:])
+    syscalls.set_process_name("criserver-spawn")
+    syscalls.set_child_subreaper()
+    listener = socket.socket(fileno=LISTENER_FD)
+    listener.set_inheritable(False)
+    shim_main.prepare()
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    Spawner(workers, sys.argv[1]).run(listener)
+
+
+if __name__ == "__main__":
+    main()

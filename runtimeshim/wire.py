@@ -1,0 +1,61 @@
+"""Messages between daemon, spawner, shims and their children: JSON with fds over SEQPACKET.
+
+One message is one packet, so there is no framing to get wrong; file descriptors travel beside it
+(man 7 unix, SCM_RIGHTS). Every connection begins with the other side's `PROTOCOL`, so that a new
+daemon can talk to shims that an old one started.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+PROTOCOL = 1
+
+# A packet has to fit in the peer's send buffer (net.core.wmem_default, 208 KiB, less overhead).
+MAX_MESSAGE = 192 * 1024
+
+# SCM_MAX_FD of the kernel is 253; no message of ours carries more than a few.
+MAX_FDS = 16
+
+Message = dict[str, Any]
+
+
+class MessageTooLargeError(ValueError):
+    """The message does not fit in one packet."""
+
+
+def encode(message: Message) -> bytes:
+    """Return the packet of `message`."""
+    packet = json.dumps(message, separators=(",", ":")).encode()
+    if len(packet) > MAX_MESSAGE:
+        raise MessageTooLargeError(
+            f"a message of {len(packet)} bytes is over the limit of {MAX_MESSAGE}: "
+            f"{message.get('op', 'answer')}"
+        )
+    return packet
+
+
+def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
+    """Send one message with its fds; the caller keeps its own copies."""
+    packet = encode(message)
+    if fds:
+        socket.send_fds(sock, [packet], list(fds))
+    else:
+        sock.send(packet)
+
+
+def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
+    """Receive one message and its fds (close-on-exec); None when the peer has closed."""
+    packet, fds, _, _ = socket.recv_fds(sock, MAX_MESSAGE, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    if not packet:
+        return None
+    message: Message = json.loads(packet)
+    return message, fds
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected ends."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
