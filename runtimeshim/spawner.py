@@ -56,7 +56,7 @@ class Spawner:
     """The loop: one listener, the connections of daemons, and SIGCHLD."""
 
     def __init__(self, workers: dict[str, Worker], build: str) -> None:
-        self._listener: socket.socket | None = None
+        self._listener: socket.socket | None = None  # None before run and after retire
         self._workers = workers
         self._build = build
         self._children: dict[int, Child] = {}
@@ -70,9 +70,12 @@ class Spawner:
         signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
         self._selector.register(self._wakeup_r, selectors.EVENT_READ, self._on_sigchld)
         self._selector.register(listener, selectors.EVENT_READ, self._on_connect)
-        while self._listener is not None or self._has_children():
+        while self._serving() or self._has_children():
             for key, _ in self._selector.select():
                 key.data(key.fileobj)
+
+    def _serving(self) -> bool:
+        return self._listener is not None
 
     def _has_children(self) -> bool:
         try:
@@ -203,7 +206,7 @@ def become_child(run: Callable[[], None], keep: list[int]) -> NoReturn:
 
 
 def location(err: BaseException) -> str:
-    """Return where `err` was raised, from the outside in: the traceback module is a large import."""
+    """Return where `err` was raised, from the outside in; the traceback module is a big import."""
     places = []
     step = err.__traceback__
     while step is not None:
@@ -264,8 +267,8 @@ def reset_signals() -> None:
     for number in signal.valid_signals():
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
-    for number in LIBC_SIGNALS:
-        syscalls.default_signal(number)
+    for libc_signal in LIBC_SIGNALS:
+        syscalls.default_signal(libc_signal)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     # The daemon's terminal is not ours; SIGPIPE would end us with a dying peer.
     for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGHUP):
@@ -275,6 +278,7 @@ def reset_signals() -> None:
 def main() -> None:
     """Entry point: `python -I -m runtimeshim.spawner BUILD [NAME=MODULE:FUNCTION …]`."""
     reset_signals()
+    syscalls.close_all_but([LISTENER_FD])  # whatever the daemon's own parent had left open
     os.umask(0o022)
     workers = load_workers(sys.argv[2:])
     syscalls.set_process_name("criserver-spawn")

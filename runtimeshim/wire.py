@@ -7,6 +7,7 @@ daemon can talk to shims that an old one started.
 
 from __future__ import annotations
 
+import array
 import json
 import socket
 from collections.abc import Sequence
@@ -49,11 +50,17 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
     """Receive one message and its fds (close-on-exec); None when the peer has closed."""
-    packet, fds, _, _ = socket.recv_fds(sock, MAX_MESSAGE, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    # Not socket.recv_fds: up to Python 3.11 it drops its flags, and the fds would survive execve.
+    fds = array.array("i")
+    room = socket.CMSG_SPACE(MAX_FDS * fds.itemsize)
+    packet, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, room, socket.MSG_CMSG_CLOEXEC)
     if not packet:
         return None
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     message: Message = json.loads(packet)
-    return message, fds
+    return message, list(fds)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -14,6 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
+# -I: nothing of the environment, the working directory or a user's site is imported.
+ENTRY = ["-I", "-m", "runtimeshim.spawner"]
+
+
 def _seal_interpreter() -> int:
     """Return a sealed memfd with a copy of this interpreter.
 
@@ -93,7 +97,7 @@ def start_spawner(run_dir: Path, build: str, workers: Mapping[str, str]) -> int:
     """Start a spawner that listens on RUN/spawner.sock; returns its pid."""
     listener = listen(run_dir / "spawner.sock")
     interpreter = _seal_interpreter()
-    argv = [sys.executable, "-I", "-m", "runtimeshim.spawner", build]
+    argv = [sys.executable, *ENTRY, build]
     argv += [f"{name}={target}" for name, target in sorted(workers.items())]
     log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     try:

@@ -39,7 +39,9 @@ class Container:
         self.spec = spec
         self.seccomp_cache = seccomp_cache
         self.manager = cgroups.manager()
-        self.cgroup_path = str((spec.get("linux") or {}).get("cgroupsPath") or "")
+        linux: Mapping[str, Any] = spec.get("linux") or {}
+        # The specification leaves the path to the runtime where the spec has none.
+        self.cgroup_path = linux.get("cgroupsPath") or f"/runtimeshim/{os.path.basename(bundle)}"
         self.streams = Streams()
         self.pid = 0
         self.pidfd = -1
@@ -193,5 +195,11 @@ def check(spec: Mapping[str, Any]) -> None:
     for number, mount in enumerate(spec.get("mounts") or ()):
         if not str(mount.get("destination", "")).startswith("/"):
             raise SpecError(f"mounts[{number}].destination: not an absolute path")
-    if not (spec.get("linux") or {}).get("cgroupsPath", "/").startswith("/"):
-        raise SpecError("linux.cgroupsPath: not an absolute path")
+    check_cgroup_path((spec.get("linux") or {}).get("cgroupsPath") or "/default")
+
+
+def check_cgroup_path(path: str) -> None:
+    """Refuse a path that is not below the hierarchy's root: all in it is killed at the end."""
+    parts = path.strip("/").split("/")
+    if not path.startswith("/") or not parts[0] or {"", ".", ".."} & set(parts):
+        raise SpecError(f"linux.cgroupsPath: {path!r} is not an absolute path below the root")

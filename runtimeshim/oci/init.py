@@ -14,8 +14,6 @@ The socket is close-on-exec: its end is how the shim learns that execve succeede
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import socket
 import time
@@ -23,8 +21,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from runtimeshim import wire
-from runtimeshim.linux import cgroups, seccomp, syscalls
-from runtimeshim.oci import process, resolve, rootfs, terminal
+from runtimeshim.linux import cgroups, syscalls
+from runtimeshim.oci import filters, process, resolve, rootfs, terminal
 from runtimeshim.oci.errors import SpecError, StageError
 from runtimeshim.oci.namespaces import Namespaces
 
@@ -95,7 +93,8 @@ def run(plan: Plan, sync: socket.socket) -> NoReturn:
     try:
         launch, master = _isolate(plan, sync, stages)
         stages.enter("created")
-        ready = {"timings": stages.timings, "warnings": stages.warnings}
+        warnings = stages.warnings + launch.warnings
+        ready = {"timings": stages.timings, "warnings": warnings}
         wire.send(sync, ready, [] if master is None else [master])
         if master is not None:
             os.close(master)
@@ -130,7 +129,7 @@ def _isolate(plan: Plan, sync: socket.socket, stages: Stages) -> tuple[process.L
     _prepare_host_side(plan, stages)
     label = process.open_exec_label(spec["process"])
     stages.enter("seccomp-compile")
-    filter_ = prepare_filter(linux.get("seccomp"), plan.seccomp_cache)
+    filter_ = filters.prepare(linux.get("seccomp"), plan.seccomp_cache)
     stages.enter("namespaces")
     plan.namespaces.enter()
     _set_names(spec, plan.namespaces.made)
@@ -205,29 +204,3 @@ def _open_terminal(root: int, wanted: Mapping[str, Any]) -> int:
     terminal.set_size(master, size.get("width", 0), size.get("height", 0))
     terminal.take_control(slave)
     return master
-
-
-def prepare_filter(profile: Mapping[str, Any] | None, cache: str | None) -> Any:
-    """Return what installs the profile's filter, compiled once for each profile and machine."""
-    if not profile:
-        return None
-    if cache is None:
-        return process.prepare_filter(profile, seccomp.compile_profile(profile))
-    digest = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()
-    path = f"{cache}/{digest}.bpf"
-    try:
-        with open(path, "rb") as stored:
-            program = stored.read()
-    except FileNotFoundError:
-        program = seccomp.compile_profile(profile)
-        _store(path, program)
-    return process.prepare_filter(profile, program)
-
-
-def _store(path: str, program: bytes) -> None:
-    """Write a file whole or not at all; several inits may do it at once."""
-    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    new = f"{path}.{os.getpid()}.{time.monotonic_ns()}"
-    with open(new, "wb") as out:
-        out.write(program)
-    os.rename(new, path)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from runtimeshim import wire
 from runtimeshim.linux import cgroups, syscalls
-from runtimeshim.oci import init, namespaces, process, terminal
+from runtimeshim.oci import filters, init, namespaces, process, terminal
 
 
 def run(
@@ -32,7 +32,7 @@ def run(
         process.set_oom_score_adj(target.get("oomScoreAdj"))
         process.set_rlimits(target.get("rlimits") or ())
         label = process.open_exec_label(target)
-        filter_ = init.prepare_filter(seccomp_profile, seccomp_cache)
+        filter_ = filters.prepare(seccomp_profile, seccomp_cache)
         syscalls.setns(pidfd, namespaces.ALL)
         os.chdir("/")
         _take_streams(target, stdio, sync)

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from runtimeshim.linux import capabilities, seccomp, syscalls
+from runtimeshim.linux import capabilities, syscalls
 from runtimeshim.oci.errors import SpecError, StageError
 
 Process = Mapping[str, Any]
@@ -196,27 +196,19 @@ def check_directory(cwd: str) -> None:
         raise StageError("cwd", f"process.cwd: {cwd!r} is outside of the container's root")
 
 
-def prepare_filter(
-    profile: Mapping[str, Any] | None, compiled: bytes | None
-) -> Callable[[], None] | None:
-    """Return what installs the seccomp filter, allocated ahead; None without a profile."""
-    if profile is None:
-        return None
-    program = seccomp.compile_profile(profile) if compiled is None else compiled
-    return seccomp.installer(program, profile.get("flags") or ())
-
-
 class Launch:
     """A process with its final credentials but for the last steps, made in `prepare`."""
 
-    __slots__ = ("_execve", "_filter", "failure")
+    __slots__ = ("_execve", "_filter", "failure", "warnings")
 
     def __init__(
         self,
         execve: Callable[[], None] | None,
-        filter_: Callable[[], None] | None,
+        filter_: Callable[[], object] | None,
         failure: StageError | None,
+        warnings: list[str],
     ) -> None:
+        self.warnings = warnings
         self._execve = execve
         self._filter = filter_
         self.failure = failure
@@ -235,7 +227,7 @@ class Launch:
 
 
 def prepare(
-    process: Process, filter_: Callable[[], None] | None, label: tuple[int, bytes] | None
+    process: Process, filter_: Callable[[], object] | None, label: tuple[int, bytes] | None
 ) -> Launch:
     """Take on the process's credentials, in the container's root; returns what is left to do.
 
@@ -253,9 +245,10 @@ def prepare(
         filter_()
         filter_ = None
     entered = enter_directory(process["cwd"])
-    sets = process.get("capabilities")
+    wanted = process.get("capabilities")
+    sets, warnings = capabilities.prepare(wanted) if wanted is not None else (None, [])
     if sets is not None:
-        capabilities.apply_bounding(capabilities.to_mask(sets.get("bounding") or ()))
+        capabilities.apply_bounding(sets.bounding)
         syscalls.set_keepcaps(True)
     os.setgroups(user.get("additionalGids") or ())
     os.setresgid(*[user.get("gid", 0)] * 3)
@@ -273,8 +266,10 @@ def prepare(
     try:
         path = find_executable(args[0], env)
     except StageError as err:
-        return Launch(None, None, err)  # told by start: a created container may lack its program
-    return Launch(syscalls.prepare_execve(path, args, env), filter_, None)
+        return Launch(
+            None, None, err, warnings
+        )  # told by start: a created container may lack its program
+    return Launch(syscalls.prepare_execve(path, args, env), filter_, None, warnings)
 
 
 def _set_label(fd: int, label: bytes) -> None:

@@ -16,7 +16,7 @@ from runtimeshim.shim.log import LogFile
 def prepare() -> None:
     """Do once, in the spawner, what every shim would have to do again."""
     seccomp.load_library()
-    capabilities.last_cap()
+    capabilities.last()
     cgroups.manager()
 
 

@@ -1,0 +1,45 @@
+"""Seccomp filters of containers: compiled once for each profile, kept on disk by its digest.
+
+Compiling the default profile costs more than everything else of a start; the result is the same
+for the same profile, libseccomp and machine, and the directory does not outlive a boot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from runtimeshim.linux import seccomp
+
+
+def prepare(profile: Mapping[str, Any] | None, cache: str | None) -> Callable[[], object] | None:
+    """Return what installs the filter of linux.seccomp, allocated ahead; None without one."""
+    if not profile:
+        return None
+    program = seccomp.compile_profile(profile) if cache is None else _cached(profile, cache)
+    return seccomp.installer(program, profile.get("flags") or ())
+
+
+def _cached(profile: Mapping[str, Any], cache: str) -> bytes:
+    digest = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()
+    path = f"{cache}/{digest}.bpf"
+    try:
+        with open(path, "rb") as stored:
+            return stored.read()
+    except FileNotFoundError:
+        program = seccomp.compile_profile(profile)
+        _store(path, program)
+        return program
+
+
+def _store(path: str, program: bytes) -> None:
+    """Write a file whole or not at all; several inits may do it at once."""
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    new = f"{path}.{os.getpid()}.{time.monotonic_ns()}"
+    with open(new, "wb") as out:
+        out.write(program)
+    os.rename(new, path)

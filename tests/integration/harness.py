@@ -1,0 +1,112 @@
+"""A private spawner with busybox containers, for tests below the CRI."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from runtimeshim.client import ExitRecord, Shim, ShimOptions, Spawner
+from tests.integration import bundles
+
+
+class Runtime:
+    """Containers of one test; `cgroup` is the parent of theirs."""
+
+    def __init__(self, directory: Path, spawner: Spawner) -> None:
+        self.directory = directory
+        self.spawner = spawner
+        self.cgroup = f"/crtest-{os.getpid()}-{directory.name}"
+        self.layer = bundles.make_layer(directory / "layer")
+        self.shims: list[Shim] = []
+
+    @property
+    def run_dir(self) -> Path:
+        return self.directory / "run"
+
+    def log(self, name: str) -> Path:
+        return self.directory / f"{name}.log"
+
+    def spec(self, args: list[str], name: str = "c", **process: Any) -> dict[str, Any]:
+        return bundles.spec(args, f"{self.cgroup}/{name}", **process)
+
+    async def create(self, spec: dict[str, Any], name: str = "c", **options: Any) -> Shim:
+        bundle = bundles.write(self.run_dir / "containers" / name, spec)
+        rootfs = bundles.overlay(self.layer, self.directory / f"rw-{name}")
+        shim = await self.spawner.spawn_shim(
+            name, bundle, ShimOptions(rootfs, self.log(name), **options)
+        )
+        self.shims.append(shim)
+        return shim
+
+    async def start(self, spec: dict[str, Any], name: str = "c", **options: Any) -> Shim:
+        shim = await self.create(spec, name, **options)
+        await shim.start()
+        return shim
+
+    async def run(self, spec: dict[str, Any], name: str = "c") -> tuple[ExitRecord, str]:
+        """Run to the end; returns the record, and the output without the log's prefixes."""
+        shim = await self.start(spec, name)
+        record = await shim.wait()
+        return record, self.output(name)
+
+    def output(self, name: str = "c") -> str:
+        lines = self.log(name).read_text().splitlines(keepends=True)
+        return "".join(line.split(" ", 3)[3] for line in lines)
+
+
+@asynccontextmanager
+async def runtime(directory: Path, workers: dict[str, str] | None = None) -> AsyncIterator[Runtime]:
+    """Start a spawner in `directory`; afterwards nothing of it is left, or the test fails."""
+    (directory / "run/containers").mkdir(parents=True)
+    spawner = await Spawner.connect(directory / "run", workers or {})
+    made = Runtime(directory, spawner)
+    try:
+        yield made
+    finally:
+        for shim in made.shims:
+            await shim.delete()
+        await spawner.retire()
+        await spawner.close()
+        await until(lambda: not Path(f"/proc/{spawner.pid}").exists() or is_zombie(spawner.pid))
+        remove_cgroups(made.cgroup)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for a condition; AssertionError when it has not come by then."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - the condition is the kernel's, nobody signals it
+            await asyncio.sleep(0.01)
+
+
+def is_zombie(pid: int) -> bool:
+    """Reap `pid` if it is a child of ours that has ended."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return False
+
+
+def cgroup_dirs(path: str) -> list[Path]:
+    """Return the directories of a cgroup in every hierarchy."""
+    roots = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
+    return [root / path.lstrip("/") for root in roots if (root / path.lstrip("/")).is_dir()]
+
+
+def remove_cgroups(path: str) -> None:
+    """Remove a test's parent cgroup; children that are still there are the test's failure."""
+    for directory in cgroup_dirs(path):
+        assert not [child for child in directory.iterdir() if child.is_dir()], directory
+        directory.rmdir()
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
