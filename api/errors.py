@@ -31,7 +31,7 @@ class AlreadyExistsError(CRIError):
 
 
 class InvalidArgumentError(CRIError):
-    """The request cannot be carried out by anyone: a field is missing, malformed or contradictory."""
+    """Nobody could carry the request out: a field is missing, malformed or contradictory."""
 
     code = "INVALID_ARGUMENT"
 

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-
 # -I: nothing of the environment, the working directory or a user's site is imported.
 ENTRY = ["-I", "-m", "runtimeshim.spawner"]
 

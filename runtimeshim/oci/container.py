@@ -49,8 +49,17 @@ class Container:
         self.timings: dict[str, int] = {}
         self.warnings: list[str] = []
 
-    def create(self, overlay: Mapping[str, Any] | None, *, stdin: bool) -> None:
-        """Make everything up to the wait before execve. Raises StageError; undoes what it made."""
+    def create(
+        self,
+        overlay: Mapping[str, Any] | None,
+        *,
+        stdin: bool = False,
+        stdio: tuple[int, int, int] | None = None,
+    ) -> None:
+        """Make everything up to the wait before execve. Raises StageError; undoes what it made.
+
+        The container's streams are pipes in `streams`, or the caller's own `stdio`.
+        """
         undo: list[Callable[[], None]] = []
         stage = "spec"
         try:
@@ -59,14 +68,19 @@ class Container:
             namespaces = Namespaces((self.spec.get("linux") or {}).get("namespaces") or ())
             undo.append(namespaces.close)
             stage = "cgroup"
-            undo.append(self._delete_cgroup)
+            undo.append(self.delete_cgroup)
             self.manager.create(self.cgroup_path)
             resources = (self.spec.get("linux") or {}).get("resources")
             if resources:
                 self.manager.apply(self.cgroup_path, resources)
             self.timings["cgroup"] = time.monotonic_ns() - began
             stage = "fork"
-            self._fork(namespaces, overlay, stdin)
+            if stdio is not None:
+                self._fork(namespaces, overlay, stdio)
+            elif self.spec["process"].get("terminal"):
+                self._fork(namespaces, overlay, None)
+            else:
+                self._fork_with_pipes(namespaces, overlay, stdin)
             undo.append(self._kill)
             stage = "init"
             self._wait_ready()
@@ -79,10 +93,22 @@ class Container:
                 raise StageError(stage, str(err)) from err
             raise
 
-    def _fork(self, namespaces: Namespaces, overlay: Mapping[str, Any] | None, stdin: bool) -> None:
-        stdio = None
-        if not self.spec["process"].get("terminal"):
-            stdio = self._open_streams(stdin)
+    def _fork_with_pipes(
+        self, namespaces: Namespaces, overlay: Mapping[str, Any] | None, stdin: bool
+    ) -> None:
+        stdio = self._open_streams(stdin)
+        try:
+            self._fork(namespaces, overlay, stdio)
+        finally:
+            for fd in stdio:
+                os.close(fd)
+
+    def _fork(
+        self,
+        namespaces: Namespaces,
+        overlay: Mapping[str, Any] | None,
+        stdio: tuple[int, int, int] | None,
+    ) -> None:
         ours, theirs = wire.pair()
         plan = init.Plan(
             spec=self.spec,
@@ -102,8 +128,6 @@ class Container:
         self.timings["fork"] = time.monotonic_ns() - began
         self.pidfd = os.pidfd_open(self.pid)
         theirs.close()
-        for fd in stdio or ():
-            os.close(fd)
         self.sync = ours
 
     def _open_streams(self, stdin: bool) -> tuple[int, int, int]:
@@ -160,7 +184,8 @@ class Container:
         os.kill(self.pid, 9)
         os.waitpid(self.pid, 0)
 
-    def _delete_cgroup(self) -> None:
+    def delete_cgroup(self) -> None:
+        """End what is left of the container, and remove its cgroup."""
         self.manager.kill(self.cgroup_path)
         self.manager.delete(self.cgroup_path)
 

@@ -14,8 +14,10 @@ The socket is close-on-exec: its end is how the shim learns that execve succeede
 
 from __future__ import annotations
 
+import codecs
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -28,6 +30,18 @@ from runtimeshim.oci.namespaces import Namespaces
 
 # The exit code of a container whose program could not be started, as the peers report it.
 START_FAILED = 128
+
+
+# Codecs are modules that Python imports at their first use: after the pivot that would be the
+# image's file, run with our privileges.
+for _codec in ("ascii", "latin-1", "utf-8"):
+    codecs.lookup(_codec)
+
+
+def forbid_imports() -> None:
+    """Leave no place to import from: everything needed is loaded, the rest is the image's."""
+    sys.path.clear()
+    sys.meta_path.clear()
 
 
 class Plan:
@@ -90,6 +104,7 @@ class Stages:
 def run(plan: Plan, sync: socket.socket) -> NoReturn:
     """Become the container, or tell the shim why not; never returns."""
     stages = Stages()
+    forbid_imports()
     try:
         launch, master = _isolate(plan, sync, stages)
         stages.enter("created")

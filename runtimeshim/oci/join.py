@@ -25,6 +25,7 @@ def run(
 ) -> NoReturn:
     """Join the container of `pidfd` and execve; runs in a fork that is in its PID namespace."""
     stage = "exec"
+    init.forbid_imports()
     try:
         manager.join(cgroup_path, 0)
         syscalls.set_not_dumpable()

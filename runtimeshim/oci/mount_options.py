@@ -98,3 +98,8 @@ def _add(into: list[int], change: tuple[int, int]) -> None:
     set_, clear = change
     into[0] = (into[0] & ~clear) | set_
     into[1] = (into[1] & ~set_) | clear
+
+
+def known() -> list[str]:
+    """Return every option with a meaning here, sorted."""
+    return sorted({*_ATTRIBUTES, *(f"r{name}" for name in _ATTRIBUTES), *PROPAGATION, *_IGNORED})
