@@ -70,9 +70,9 @@ class Container:
             stage = "cgroup"
             undo.append(self.delete_cgroup)
             self.manager.create(self.cgroup_path)
-            resources = (self.spec.get("linux") or {}).get("resources")
-            if resources:
-                self.manager.apply(self.cgroup_path, resources)
+            # Without any rule for devices, a container still has the default ones only.
+            resources = {"devices": [], **((self.spec.get("linux") or {}).get("resources") or {})}
+            self.manager.apply(self.cgroup_path, resources)
             self.timings["cgroup"] = time.monotonic_ns() - began
             stage = "fork"
             if stdio is not None:

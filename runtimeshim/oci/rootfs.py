@@ -211,11 +211,12 @@ def _mount_cgroups(
     try:
         _place(base, target)
         for name, fstype, data in cgroups:
+            if fstype == "link":
+                os.symlink(data, name, dir_fd=base)
+                continue
             os.mkdir(name, 0o755, dir_fd=base)
             fd = m.new_mount(fstype, [("source", "cgroup"), *_pairs(data)], options.set_)
             _place_and_close(fd, os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=base))
-            for controller in name.split(",") if "," in name else ():
-                os.symlink(name, controller, dir_fd=base)
         if options.set_:
             m.mount_setattr(base, set_=options.set_)
     finally:

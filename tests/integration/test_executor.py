@@ -396,3 +396,16 @@ async def test_the_bundle_needs_a_readable_spec(rt: harness.Runtime) -> None:
     (bundle / "config.json").write_text(json.dumps(spec)[:-1])
     with pytest.raises(CreateError, match=r"config\.json cannot be read"):
         await rt.spawner.spawn_shim("broken", bundle, harness.ShimOptions(None, None))
+
+
+async def test_a_device_beside_the_default_ones_is_refused(rt: harness.Runtime) -> None:
+    capabilities = [*bundles.DEFAULT_CAPABILITIES, "CAP_MKNOD"]
+    sets = dict.fromkeys(("bounding", "effective", "permitted"), capabilities)
+    output = await sh(
+        rt,
+        "mknod /tmp/zero c 1 5; head -c1 /tmp/zero | wc -c;"
+        "mknod /tmp/kmsg c 1 11; cat /tmp/kmsg || true",
+        capabilities=sets,
+    )
+    assert output.startswith("1\n")
+    assert "Operation not permitted" in output

@@ -1,0 +1,55 @@
+"""Control groups: creating, limiting, joining, killing and removing them, on v1, hybrid and v2."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from runtimeshim.linux.cgroups.base import CgroupManager
+from runtimeshim.linux.cgroups.files import PROCS, CgroupError
+from runtimeshim.linux.cgroups.v1 import Hierarchy, V1Manager
+from runtimeshim.linux.cgroups.v2 import V2Manager
+
+__all__ = ["CgroupError", "CgroupManager", "manager"]
+
+ROOT = "/sys/fs/cgroup"
+
+
+def manager(root: str = ROOT) -> CgroupManager:
+    """Find out which cgroup version is mounted at `root` and return its manager.
+
+    A hybrid machine counts as version 1, as in the kubelet and containerd: the limits live in the
+    v1 hierarchies. Its v2 tree is not used: joining it costs more than all others together.
+    """
+    if os.path.exists(f"{root}/cgroup.controllers"):
+        return V2Manager(root)
+    hierarchies, links = _v1_hierarchies(root)
+    if not hierarchies:
+        raise CgroupError(errno.ENODEV, "no cgroup hierarchy is mounted", root)
+    return V1Manager(hierarchies, links)
+
+
+def _v1_hierarchies(root: str) -> tuple[list[Hierarchy], list[tuple[str, str]]]:
+    """Return the hierarchies below `root`, and the (link, target) of controllers mounted together.
+
+    systemd mounts e.g. "cpu,cpuacct" and makes the links "cpu" and "cpuacct" to it.
+    """
+    hierarchies: list[Hierarchy] = []
+    links: list[tuple[str, str]] = []
+    try:
+        names = sorted(os.listdir(root))
+    except OSError as err:
+        raise CgroupError(err.errno or errno.EIO, "cannot list cgroup hierarchies", root) from err
+    for name in names:
+        directory = f"{root}/{name}"
+        if os.path.islink(directory):
+            links.append((name, os.readlink(directory)))
+        elif _is_v1(directory):
+            hierarchies.append(Hierarchy(name, directory))
+    return hierarchies, links
+
+
+def _is_v1(directory: str) -> bool:
+    return os.path.exists(f"{directory}/{PROCS}") and not os.path.exists(
+        f"{directory}/cgroup.controllers"
+    )

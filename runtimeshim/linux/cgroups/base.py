@@ -1,0 +1,65 @@
+"""What a cgroup manager does, whatever the version of the hierarchy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+
+class CgroupManager(ABC):
+    """The cgroups of one machine. Every failure is a CgroupError.
+
+    Paths are absolute within the hierarchy: "/kubepods/podX/ID". No method waits for processes
+    to end, but for a bounded time.
+    """
+
+    version: int  # 1 (also for hybrid) or 2
+    controllers: frozenset[str]  # that can limit a container: "cpu", "memory", "hugetlb", …
+    swap: bool  # the kernel accounts swap per cgroup
+
+    @abstractmethod
+    def create(self, path: str) -> None:
+        """Make the cgroup and its parents, ready to be joined. On failure nothing new is left."""
+
+    @abstractmethod
+    def apply(self, path: str, resources: Mapping[str, object]) -> None:
+        """Write OCI linux.resources; an absent field stays as it is.
+
+        A `devices` list, even an empty one, makes the cgroup an allowlist of these rules and of
+        devices.DEFAULT_RULES. A field whose controller the machine lacks is an error.
+        """
+
+    @abstractmethod
+    def join(self, path: str, pid: int) -> None:
+        """Move a process with its threads into the cgroup; 0 is the caller."""
+
+    @abstractmethod
+    def pids(self, path: str) -> list[int]:
+        """Return the processes of the cgroup and its descendants; none when it does not exist."""
+
+    @abstractmethod
+    def kill(self, path: str) -> None:
+        """SIGKILL every process of the cgroup and its descendants, frozen ones too.
+
+        The caller must be in none of them: it would be frozen or killed with the rest.
+        """
+
+    @abstractmethod
+    def oom_kills(self, path: str) -> int:
+        """Return how many processes the OOM killer took in the cgroup; 0 when it is gone."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove the cgroup with its descendants; idempotent. EBUSY is retried for 0.5 s."""
+
+    @abstractmethod
+    def mounts(self) -> list[tuple[str, str, str]]:
+        """Return what a container's /sys/fs/cgroup needs: (name, fstype, options).
+
+        Version 2 has one entry with the name "". On version 1 a tmpfs holds one directory per
+        entry; the fstype "link" is a symlink `name` to `options`.
+        """
+
+    @abstractmethod
+    def directories(self, path: str) -> list[tuple[str, str]]:
+        """Return the cgroup's (name as in `mounts`, directory on the host) per hierarchy."""

@@ -1,0 +1,119 @@
+"""Cgroup version 2: one hierarchy for all controllers."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+
+from runtimeshim.linux.cgroups import files, v2_limits
+from runtimeshim.linux.cgroups import resources as oci
+from runtimeshim.linux.cgroups.base import CgroupManager
+from runtimeshim.linux.cgroups.files import CgroupError
+
+# Controllers that a container's limits need; others (misc, dmem, …) stay as the host has them.
+USED = ("cpu", "cpuset", "io", "memory", "pids", "hugetlb", "rdma")
+
+
+class V2Manager(CgroupManager):
+    """The unified hierarchy mounted at `root`."""
+
+    version = 2
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        available = files.read(f"{root}/cgroup.controllers").split()
+        self.controllers = frozenset(available) | {"devices"}
+        self._enable = [name for name in USED if name in available]
+        # memory.swap.max is missing in the root cgroup, so the kernel's list of swaps decides.
+        self.swap = "memory" in available and os.path.exists("/proc/swaps")
+
+    def create(self, path: str) -> None:
+        """See CgroupManager. The controllers are enabled in every ancestor."""
+        path = files.checked(path)
+        made = files.make(self._root, path)
+        try:
+            self._enable_controllers(path)
+        except BaseException:
+            files.remove_made(made)
+            raise
+
+    def _enable_controllers(self, path: str) -> None:
+        ancestor = self._root
+        for part in path.split("/")[1:]:
+            _enable(ancestor, self._enable)
+            ancestor = f"{ancestor}/{part}"
+
+    def apply(self, path: str, resources: Mapping[str, object]) -> None:
+        """See CgroupManager."""
+        directory = self._root + files.checked(path)
+        oci.refuse(resources, v2_limits.UNSUPPORTED, "is not supported on cgroup v2")
+        for limit in v2_limits.LIMITS:
+            if not limit.wanted(resources):
+                continue
+            if limit.controller not in self.controllers:
+                raise CgroupError(
+                    errno.ENOENT,
+                    f"linux.resources.{limit.field} needs the {limit.controller} controller, "
+                    "which this machine does not have on cgroup v2",
+                )
+            limit.apply(directory, resources)
+        v2_limits.unified(directory, resources)
+
+    def join(self, path: str, pid: int) -> None:
+        """See CgroupManager."""
+        files.write(f"{self._root}{files.checked(path)}/{files.PROCS}", str(pid))
+
+    def pids(self, path: str) -> list[int]:
+        """See CgroupManager."""
+        return files.pids(self._root + files.checked(path))
+
+    def kill(self, path: str) -> None:
+        """See CgroupManager. Kernels before 5.14 lack cgroup.kill: they are killed one by one."""
+        directory = self._root + files.checked_leaf(path)
+        try:
+            files.write(f"{directory}/cgroup.kill", "1")
+        except CgroupError as err:
+            if err.errno == errno.ENODEV:  # removed meanwhile
+                return
+            if err.errno != errno.ENOENT:
+                raise
+            files.kill_until_empty(directory)
+
+    def oom_kills(self, path: str) -> int:
+        """See CgroupManager. The v2 counter includes the descendants."""
+        return files.counter(f"{self._root}{files.checked(path)}/memory.events", "oom_kill")
+
+    def delete(self, path: str) -> None:
+        """See CgroupManager."""
+        files.remove(self._root + files.checked_leaf(path))
+
+    def mounts(self) -> list[tuple[str, str, str]]:
+        """See CgroupManager."""
+        return [("", "cgroup2", "")]
+
+    def directories(self, path: str) -> list[tuple[str, str]]:
+        """See CgroupManager."""
+        return [("", self._root + files.checked(path))]
+
+
+def _enable(directory: str, controllers: list[str]) -> None:
+    """Enable the controllers for the children of a cgroup, as far as it has them.
+
+    One that the kernel refuses (a cgroup with processes of its own, a controller not delegated)
+    must not keep the others out. It is missed only by a container that sets a limit of it, and
+    that error names the file.
+    """
+    file = f"{directory}/cgroup.subtree_control"
+    present = files.read(file).split()
+    missing = [f"+{name}" for name in controllers if name not in present]
+    if not missing:
+        return
+    try:
+        files.write(file, " ".join(missing))
+    except CgroupError:
+        for name in missing:
+            try:
+                files.write(file, name)
+            except CgroupError:
+                continue
