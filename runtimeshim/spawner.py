@@ -86,12 +86,15 @@ class Spawner:
 
     def _on_connect(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
+        client.setblocking(False)
         self._selector.register(client, selectors.EVENT_READ, self._on_request)
 
     def _on_request(self, client: socket.socket) -> None:
         try:
             received = wire.receive(client)
-        except OSError as err:
+        except BlockingIOError:
+            return
+        except (OSError, ValueError) as err:
             log(f"a request was lost: {err}")
             received = None
         if received is None:
@@ -107,6 +110,8 @@ class Spawner:
                 os.close(fd)
 
     def _drop(self, client: socket.socket) -> None:
+        if client.fileno() < 0:
+            return  # dropped already, by an answer that could not be sent
         self._selector.unregister(client)
         client.close()
         for pid in [pid for pid, child in self._children.items() if child.client is client]:
@@ -141,8 +146,9 @@ class Spawner:
     def _answer(self, client: socket.socket, message: wire.Message) -> None:
         try:
             wire.send(client, message)
-        except OSError as err:  # the daemon has gone; its next connection asks anew
+        except OSError as err:  # the daemon has gone, or hangs; its next connection asks anew
             log(f"an answer had no reader: {err}")
+            self._drop(client)
 
     def _kill(self, client: socket.socket, target: int) -> None:
         for pid, child in self._children.items():

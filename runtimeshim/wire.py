@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import json
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -49,7 +50,10 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
-    """Receive one message and its fds (close-on-exec); None when the peer has closed."""
+    """Receive one message and its fds (close-on-exec); None when the peer has closed.
+
+    Raises ValueError for a packet that is no message.
+    """
     # Not socket.recv_fds: up to Python 3.11 it drops its flags, and the fds would survive execve.
     fds = array.array("i")
     room = socket.CMSG_SPACE(MAX_FDS * fds.itemsize)
@@ -59,7 +63,14 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    message: Message = json.loads(packet)
+    try:
+        message = json.loads(packet)
+        if not isinstance(message, dict):
+            raise ValueError("a message is a JSON object")
+    except ValueError:
+        for fd in fds:
+            os.close(fd)
+        raise
     return message, list(fds)
 
 

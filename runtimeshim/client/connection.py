@@ -16,6 +16,10 @@ def settle(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+class NotSentError(ConnectionError):
+    """The other side was gone before it could have read the request: it may be made anew."""
+
+
 class Connection:
     """Requests and answers over one SEQPACKET socket, matched by id."""
 
@@ -41,15 +45,17 @@ class Connection:
         return self._next
 
     async def send(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
-        """Send without waiting for an answer."""
+        """Send without waiting for an answer. Raises NotSentError."""
         while True:
             if self.closed:
-                raise ConnectionResetError("the connection is closed")
+                raise NotSentError("the connection is closed")
             try:
                 wire.send(self._sock, message, fds)
                 return
             except BlockingIOError:
                 await self._writable()
+            except ConnectionError as err:
+                raise NotSentError(str(err)) from err
 
     async def _writable(self) -> None:
         ready = self._loop.create_future()

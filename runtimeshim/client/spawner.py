@@ -11,7 +11,7 @@ from typing import Any
 
 from runtimeshim import wire
 from runtimeshim.client import launch
-from runtimeshim.client.connection import Connection, receive_one
+from runtimeshim.client.connection import Connection, NotSentError, receive_one
 from runtimeshim.client.model import (
     ProgramResult,
     ProgramTimeoutError,
@@ -108,12 +108,27 @@ class Spawner:
         """Ask for a child; sets the request's id, and returns the future of its exit code."""
         connection = await self._connected()
         message["id"] = connection.next_id()
+        try:
+            return await self._ask(connection, message, fds)
+        except NotSentError:
+            # It died since its last answer; the loop had not come to hear of it.
+            connection.close()
+            connection = await self._connected()
+            message["id"] = connection.next_id()
+            return await self._ask(connection, message, fds)
+
+    async def _ask(
+        self, connection: Connection, message: wire.Message, fds: Sequence[int]
+    ) -> asyncio.Future[int]:
         exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         # Nobody may be left to ask for it: a worker that has answered is of no more interest.
         exited.add_done_callback(lambda f: f.cancelled() or f.exception())
         self._exits[message["id"]] = exited
         try:
             answer, _ = await connection.call(message, fds)
+        except NotSentError:
+            self._exits.pop(message["id"], None)
+            raise
         except ConnectionError as err:
             raise SpawnerError(f"the spawner has died during {message['op']!r}") from err
         if "error" in answer:

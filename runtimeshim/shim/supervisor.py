@@ -88,13 +88,16 @@ class Supervisor:
         self._add_client(client)
 
     def _add_client(self, client: socket.socket) -> None:
+        client.setblocking(False)
         self._clients.append(client)
         self._selector.register(client, selectors.EVENT_READ, self._on_request)
 
     def _on_request(self, client: socket.socket) -> None:
         try:
             received = wire.receive(client)
-        except OSError:  # a reset is an end as well
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):  # a reset is an end as well; so is what is no message
             received = None
         if received is None:
             self._drop(client)
@@ -121,7 +124,7 @@ class Supervisor:
     def _send(self, client: socket.socket, message: wire.Message, fds: list[int]) -> None:
         try:
             wire.send(client, message, fds)
-        except OSError:  # it hung up; the daemon's next connection asks for the state
+        except OSError:  # it hung up, or reads nothing: the container must not wait for it
             self._drop(client)
 
     def _drop(self, client: socket.socket) -> None:

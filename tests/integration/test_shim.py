@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -266,6 +267,34 @@ async def test_in_the_hosts_pid_namespace_the_rest_ends_with_init(rt: harness.Ru
     record, output = await rt.run(spec)
     assert record.exit_code == 0
     await harness.until(lambda: not harness.alive(int(output)))
+
+
+async def test_a_client_that_never_reads_holds_nobody_up(rt: harness.Runtime) -> None:
+    shim = await rt.start(rt.spec(["sleep", "1000"]))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as deaf:
+        directory = os.open(shim.bundle, os.O_PATH)
+        deaf.connect(f"/proc/self/fd/{directory}/shim.sock")
+        os.close(directory)
+        deaf.settimeout(5)
+        with pytest.raises(OSError):  # dropped: EPIPE
+            for number in range(100_000):
+                deaf.send(json.dumps({"op": "state", "id": number}).encode())
+        async with asyncio.timeout(20):
+            await shim.refresh()
+        assert shim.pid > 0
+
+
+async def test_what_is_no_message_ends_its_connection_only(rt: harness.Runtime) -> None:
+    shim = await rt.start(rt.spec(["sleep", "1000"]))
+    for packet in (b"{", b"[]", b'{"op": "nonesuch", "id": 1}', b'{"id": 2}', b"null", b"\xff"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            directory = os.open(shim.bundle, os.O_PATH)
+            client.connect(f"/proc/self/fd/{directory}/shim.sock")
+            os.close(directory)
+            client.send(packet)
+            client.settimeout(10)
+            client.recv(4096)
+    await shim.refresh()
 
 
 async def test_fifty_containers_leave_nothing(rt: harness.Runtime) -> None:
