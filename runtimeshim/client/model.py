@@ -65,7 +65,6 @@ class Rootfs:
     lowerdirs: tuple[str, ...]
     upperdir: str
     workdir: str
-    readonly: bool = False
 
 
 @dataclass(frozen=True)

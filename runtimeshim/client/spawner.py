@@ -113,6 +113,7 @@ class Spawner:
         except NotSentError:
             # It died since its last answer; the loop had not come to hear of it.
             connection.close()
+            self._on_close()
             connection = await self._connected()
             message["id"] = connection.next_id()
             return await self._ask(connection, message, fds)
@@ -250,7 +251,6 @@ def _options(options: ShimOptions) -> dict[str, Any]:
             "lowerdirs": list(rootfs.lowerdirs),
             "upperdir": rootfs.upperdir,
             "workdir": rootfs.workdir,
-            "readonly": rootfs.readonly,
         },
         "log_path": None if options.log_path is None else str(options.log_path),
         "stdin": options.stdin,

@@ -19,6 +19,17 @@ from runtimeshim.oci.namespaces import Namespaces
 MAX_SPEC = 8 * 1024 * 1024
 
 
+_hierarchy: cgroups.CgroupManager | None = None
+
+
+def hierarchy() -> cgroups.CgroupManager:
+    """Return this machine's cgroups, looked for once: shims inherit the answer."""
+    global _hierarchy
+    if _hierarchy is None:
+        _hierarchy = cgroups.manager()
+    return _hierarchy
+
+
 class Streams:
     """The shim's ends of a container's stdio; None where there is none."""
 
@@ -38,7 +49,7 @@ class Container:
         self.bundle = bundle
         self.spec = spec
         self.seccomp_cache = seccomp_cache
-        self.manager = cgroups.manager()
+        self.manager = hierarchy()
         linux: Mapping[str, Any] = spec.get("linux") or {}
         # The specification leaves the path to the runtime where the spec has none.
         self.cgroup_path = linux.get("cgroupsPath") or f"/runtimeshim/{os.path.basename(bundle)}"
@@ -194,8 +205,8 @@ def load(bundle: str) -> Mapping[str, Any]:
     """Read config.json. Raises StageError."""
     path = f"{bundle}/config.json"
     try:
-        with open(path, "rb") as source:
-            content = source.read(MAX_SPEC + 1)
+        with open(path, "rb", buffering=0) as source:
+            content = source.read(min(os.fstat(source.fileno()).st_size, MAX_SPEC) + 1)
         spec = json.loads(content)
     except (OSError, ValueError) as err:
         raise StageError("spec", f"{path} cannot be read: {err}") from err

@@ -62,21 +62,27 @@ def _mount_of(path: str) -> str:
     best = "/"
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
-            point = line.split(" ", 5)[4].encode().decode("unicode_escape")
+            point = _unescape(line.split(" ", 5)[4])
             inside = path == point or path.startswith(point.rstrip("/") + "/")
             if inside and len(point) >= len(best):
                 best = point
     return best
 
 
+def _unescape(path: str) -> str:
+    """Undo the four octal escapes of man 5 proc; the codec for more is a module not loaded."""
+    for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        path = path.replace(escape, character)
+    return path
+
+
 def mount_overlay(overlay: Mapping[str, Any], target: str) -> None:
     """Mount the container's layers at `target`; the first lower directory is the top one."""
-    attributes = m.MOUNT_ATTR_RDONLY if overlay["readonly"] else 0
     options: list[tuple[str, str | None]] = [("source", "overlay")]
     options += [("lowerdir+", layer) for layer in overlay["lowerdirs"]]
     options += [("upperdir", overlay["upperdir"]), ("workdir", overlay["workdir"])]
     try:
-        fd = m.new_mount("overlay", options, attributes)
+        fd = m.new_mount("overlay", options)
     except OSError as err:
         if "lowerdir+" not in str(err) or err.errno != 22:  # EINVAL
             raise
@@ -91,7 +97,7 @@ def _mount_overlay_by_string(overlay: Mapping[str, Any], target: str) -> None:
     lower = ":".join(os.path.relpath(layer, base) for layer in overlay["lowerdirs"])
     data = f"lowerdir={lower},upperdir={overlay['upperdir']},workdir={overlay['workdir']}"
     os.chdir(base)
-    m.mount("overlay", target, "overlay", m.MS_RDONLY if overlay["readonly"] else 0, data)
+    m.mount("overlay", target, "overlay", 0, data)
 
 
 def bind_root(path: str) -> None:
@@ -250,7 +256,10 @@ def make_devices(root: int, devices: Sequence[Mapping[str, Any]]) -> None:
                 _make_link(dev, name, target)
         finally:
             os.close(dev)
+        own = {f"/dev/{name}" for name, _ in DEV_SYMLINKS}
         for number, device in enumerate(devices):
+            if os.path.normpath(device["path"]) in own:
+                continue  # the host's ptmx in a privileged container: its own instance is meant
             _make_device(root, device, f"linux.devices[{number}]")
     finally:
         os.umask(old)

@@ -6,7 +6,7 @@ import socket
 from typing import Any
 
 from runtimeshim import wire
-from runtimeshim.linux import capabilities, cgroups, seccomp, syscalls
+from runtimeshim.linux import capabilities, seccomp, syscalls
 from runtimeshim.oci import container as oci
 from runtimeshim.oci.errors import StageError
 from runtimeshim.shim import supervisor
@@ -17,7 +17,7 @@ def prepare() -> None:
     """Do once, in the spawner, what every shim would have to do again."""
     seccomp.load_library()
     capabilities.last()
-    cgroups.manager()
+    oci.hierarchy()
 
 
 def run(message: dict[str, Any], fd: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from runtimeshim.client import CreateError, StartError
+from runtimeshim.linux import mounts
 from runtimeshim.oci.seccomp_default import default_profile
 from tests.integration import bundles, harness
 
@@ -409,3 +410,61 @@ async def test_a_device_beside_the_default_ones_is_refused(rt: harness.Runtime) 
     )
     assert output.startswith("1\n")
     assert "Operation not permitted" in output
+
+
+async def test_a_readonly_root_may_lack_what_is_mounted_on_it(rt: harness.Runtime) -> None:
+    file = rt.directory / "file"
+    file.write_text("bound\n")
+    spec = rt.spec(["sh", "-c", "cat /etc/deep/er/file; touch /etc/x"])
+    spec["root"]["readonly"] = True
+    spec["mounts"].append({"destination": "/etc/deep/er/file", "type": "bind",
+                           "source": str(file), "options": ["rbind", "ro"]})  # fmt: skip
+    _, output = await rt.run(spec)
+    assert output.startswith("bound\n")
+    assert "Read-only file system" in output
+
+
+@pytest.mark.parametrize(
+    ("propagation", "inward", "outward"),
+    [("rprivate", False, False), ("rslave", True, False), ("rshared", True, True)],
+)
+async def test_mount_propagation_goes_as_far_as_asked(
+    rt: harness.Runtime, propagation: str, inward: bool, outward: bool
+) -> None:
+    volume = rt.directory / "shared volume"
+    volume.mkdir()
+    for name in ("host", "container"):
+        (volume / name).mkdir()
+    mounts.mount(str(volume), str(volume), None, mounts.MS_BIND)
+    mounts.set_propagation(str(volume), mounts.MS_SHARED)
+    try:
+        sets = {kind: ["CAP_SYS_ADMIN"] for kind in ("bounding", "effective", "permitted")}
+        script = "mount -t tmpfs t /v/container; while [ ! -e /dev/shm/go ]; do sleep 0.01; done;"
+        spec = rt.spec(["sh", "-c", script + "ls /v/host"], capabilities=sets)
+        spec["linux"]["rootfsPropagation"] = "rslave" if propagation == "rprivate" else propagation
+        spec["mounts"].append({"destination": "/v", "type": "bind", "source": str(volume),
+                               "options": ["rbind", propagation]})  # fmt: skip
+        shim = await rt.start(spec)
+        inside = Path(f"/proc/{shim.pid}/mountinfo")
+        await harness.until(lambda: "/v/container" in inside.read_text())
+        seen = (
+            f"{volume}/container".replace(" ", r"\040") in Path("/proc/self/mountinfo").read_text()
+        )
+        assert seen is outward
+        mounts.mount("t", str(volume / "host"), "tmpfs", 0)
+        (volume / "host/file").write_text("")
+        Path(f"/proc/{shim.pid}/root/dev/shm/go").write_text("")
+        await shim.wait()
+        assert ("file" in rt.output()) is inward
+    finally:
+        mounts.umount(str(volume))
+
+
+async def test_a_privileged_containers_list_of_devices_is_made(rt: harness.Runtime) -> None:
+    spec = rt.spec(["sh", "-c", "stat -c %t:%T /dev/kmsg; readlink /dev/ptmx"])
+    spec["linux"]["devices"] = [
+        {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o600}
+        for path, major, minor in (("/dev/kmsg", 1, 11), ("/dev/ptmx", 5, 2), ("/dev/null", 1, 3))
+    ]
+    _, output = await rt.run(spec)
+    assert output == "1:b\npts/ptmx\n"
