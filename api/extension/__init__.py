@@ -1,0 +1,1 @@
+"""criserver's own gRPC service, beside the CRI on the same socket, and its generated stubs."""
