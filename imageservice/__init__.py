@@ -1,0 +1,1 @@
+"""The image service: registries, content, layers, snapshots, and CRI's image methods."""

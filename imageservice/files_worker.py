@@ -1,0 +1,84 @@
+"""Worker of the spawner: read small files of an image as a container would see them.
+
+The files are the image's, so anything: a link to the host, a FIFO, a device, a gigabyte. They are
+looked up inside the image by openat2, and opened for reading only when they are regular files.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any
+
+from runtimeshim.linux import mounts, syscalls
+
+# What passwd and group may hold; runc and containerd parse no more in practice.
+MAX_FILE = 1 << 20
+_RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
+
+Answer = tuple[dict[str, Any], list[int]]
+
+
+def main(args: dict[str, Any], fds: list[int]) -> Answer:
+    """Read files of a merged view.
+
+    args: lowerdirs (top first), files (paths in the image). Answers, as a list in their order,
+    None for each file that is not a regular one or over MAX_FILE, and otherwise its length; the
+    contents follow one another in the memfd that comes along.
+    """
+    root = open_view(args["lowerdirs"])
+    contents = [read_file(root, path) for path in args["files"]]
+    memfd = os.memfd_create("image-files")
+    with os.fdopen(os.dup(memfd), "wb") as file:
+        file.write(b"".join(content for content in contents if content is not None))
+    lengths = [None if content is None else len(content) for content in contents]
+    return {"lengths": lengths}, [memfd]
+
+
+def open_view(lowerdirs: list[str]) -> int:
+    """Return a directory fd of the layers' merged view; it is attached nowhere."""
+    if len(lowerdirs) == 1:
+        return os.open(lowerdirs[0], os.O_PATH | os.O_DIRECTORY)
+    options: list[tuple[str, str | None]] = [("source", "overlay")]
+    options += [("lowerdir+", lower) for lower in lowerdirs]
+    attributes = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NODEV | mounts.MOUNT_ATTR_NOSUID
+    try:
+        return mounts.new_mount("overlay", options, attributes)
+    except OSError as err:
+        if err.errno != errno.EINVAL or "lowerdir+" not in str(err):
+            raise
+        return _open_view_by_mount(lowerdirs)  # before Linux 6.5
+
+
+def _open_view_by_mount(lowerdirs: list[str]) -> int:
+    """Mount by mount(2), in a mount namespace that ends with this process."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    mounts.set_propagation("/", mounts.MS_PRIVATE | mounts.MS_REC)
+    base = os.path.commonpath([os.path.dirname(lower) for lower in lowerdirs])
+    os.chdir(base)  # the options have to fit in a page, so layers are named relatively
+    lower = ":".join(os.path.relpath(path, base) for path in lowerdirs)
+    flags = mounts.MS_RDONLY | mounts.MS_NODEV | mounts.MS_NOSUID
+    mounts.mount("overlay", lowerdirs[0], "overlay", flags, f"lowerdir={lower}")
+    return os.open(lowerdirs[0], os.O_PATH | os.O_DIRECTORY)
+
+
+def read_file(root: int, path: str) -> bytes | None:
+    """Return a regular file's content; None when there is none, or more than MAX_FILE."""
+    try:
+        found = syscalls.openat2(root, path, os.O_PATH, _RESOLVE)
+    except OSError as err:
+        if err.errno in _ABSENT:
+            return None
+        raise
+    try:
+        status = os.fstat(found)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
+            return None
+        # The descriptor is of this very file: nothing is looked up again.
+        with open(f"/proc/self/fd/{found}", "rb") as file:
+            content = file.read(MAX_FILE + 1)
+    finally:
+        os.close(found)
+    return content if len(content) <= MAX_FILE else None

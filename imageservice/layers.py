@@ -1,0 +1,374 @@
+"""Unpacked layers: fetched, unpacked by a worker of the spawner, checked, synced, committed.
+
+    download ─┬─ sha256 ─ file in content/ingest ─ named by its digest
+              └─ pipe ─ worker: decompress ─ sha256 of the diff ─ tar ─ layers/N/fs
+
+A layer counts once its row is in the database. Before that its directory is nobody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import logging
+import os
+import shutil
+import time
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from api.errors import CRIError, ImagePullError, InternalError, UnavailableError
+from imageservice.content import ContentStore, Ingest, Tap
+from imageservice.errors import BadContentError, registry_unavailable
+from imageservice.flights import Flights, Seat
+from imageservice.manifest import Descriptor
+from imageservice.parent_attributes import copy_attributes
+from imageservice.placement import spread_subdirectories
+from imageservice.registry import BrokenTransferError
+from imageservice.store import ImageStore, Layer
+from imageservice.syncing import Syncer
+from runtimeshim.client import Spawner, SpawnerError, WorkerError
+
+log = logging.getLogger(__name__)
+
+UNPACK_WORKER = "unpack_layer"
+PARENTS_WORKER = "layer_parents"
+# A stalled download ends by itself; this ends a worker that hangs for another reason.
+UNPACK_SECONDS = 6 * 3600.0
+PARENTS_SECONDS = 600.0
+# Breaks of one blob's transfer without a byte in between.
+MAX_BREAKS = 4
+RETRY_SECONDS = 0.25
+REMOVE_TRIES = 50
+REMOVE_PAUSE_SECONDS = 0.02
+
+
+class BlobSource(Protocol):
+    """Where blobs come from: a repository."""
+
+    def blob(
+        self, wanted: Descriptor, offset: int
+    ) -> AbstractAsyncContextManager[Any]:  # of an async iterator of bytes
+        """Give the bytes of a blob from `offset` on."""
+
+
+@dataclass(frozen=True)
+class WantedLayer:
+    """A layer to be made; `image` is for messages, `parent` the chain id below ("" for none)."""
+
+    image: str
+    chain_id: str
+    parent: str
+    diff_id: str
+    blob: Descriptor
+
+    def bad(self, reason: str) -> BadContentError:
+        """Return the error for content that can never be a layer."""
+        return BadContentError(f"layer {self.blob.digest} of {self.image}: {reason}")
+
+
+class Layers:
+    """The directories below `root`/layers."""
+
+    def __init__(
+        self,
+        root: Path,
+        store: ImageStore,
+        content: ContentStore,
+        spawner: Spawner,
+        syncer: Syncer,
+        parallel: int,
+    ) -> None:
+        self._directory = root / "layers"
+        self._store = store
+        self._content = content
+        self._spawner = spawner
+        self._syncer = syncer
+        self._flights = Flights()
+        self._slots = asyncio.Semaphore(parallel)
+        # The lower directory of an image without layers: overlayfs needs one.
+        (self._directory / "empty" / "fs").mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._directory.chmod(0o700)
+        spread_subdirectories(self._directory)
+        self._next = 1 + max([*self._on_disk(), *store.layer_numbers()], default=0)
+
+    def _on_disk(self) -> list[int]:
+        return [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
+
+    def path(self, number: int) -> Path:
+        """Return the directory with the content of layer `number`."""
+        return self._directory / str(number) / "fs"
+
+    def lowerdirs(self, chain_ids: Sequence[str]) -> tuple[str, ...]:
+        """Return overlayfs' lower directories for layers given base first; the top comes first.
+
+        Raises InternalError when one is missing.
+        """
+        if not chain_ids:
+            return (str(self._directory / "empty" / "fs"),)
+        return tuple(str(self.path(self._known(chain).number)) for chain in reversed(chain_ids))
+
+    def _known(self, chain_id: str) -> Layer:
+        layer = self._store.layer(chain_id)
+        if layer is None:
+            raise InternalError(f"layer {chain_id} is not in the store: pull its image again")
+        return layer
+
+    # -- making -------------------------------------------------------------------------------
+
+    async def ensure(self, wanted: WantedLayer, source: BlobSource | None) -> None:
+        """Make the layer unless it is there; joins whoever is at it.
+
+        Without a source the blob must be in the content store. Raises CRIError.
+        """
+        while not self._store.has_layer(wanted.chain_id):
+            seat = self._flights.enter(
+                ("layer", wanted.chain_id), lambda: self._make(wanted, source)
+            )
+            try:
+                await seat.result()
+            except CRIError:
+                if seat.first:
+                    raise
+                # Another pull's source failed: try with our own.
+
+    async def _make(self, wanted: WantedLayer, source: BlobSource | None) -> None:
+        number = self._next
+        self._next += 1
+        path = self.path(number)
+        path.mkdir(mode=0o755, parents=True)
+        path.chmod(0o755)
+        try:
+            async with self._slots:
+                answer, listing = await self._unpack(wanted, source, path)
+            try:
+                await self._finish(wanted, path, answer, listing)
+            finally:
+                for fd in listing:
+                    os.close(fd)
+            self._commit(wanted, number, answer)
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(_remove_all, [path.parent]))
+            raise
+
+    async def _finish(
+        self, wanted: WantedLayer, path: Path, answer: dict[str, Any], listing: list[int]
+    ) -> None:
+        if answer["diff_id"] != wanted.diff_id:
+            raise wanted.bad(
+                f"it unpacks to the diff id {answer['diff_id']}, "
+                f"but the image's configuration says {wanted.diff_id}"
+            )
+        if answer["ignored_xattrs"]:
+            log.warning(
+                "layer %s of %s: %d extended attributes were left out: they are reserved, or the "
+                "filesystem has none",
+                wanted.blob.digest,
+                wanted.image,
+                answer["ignored_xattrs"],
+            )
+        await self._parent_done(wanted)
+        await self._adopt_parents(wanted, path, answer, listing)
+        await self._syncer.cover(self._syncer.ticket())
+
+    def _commit(self, wanted: WantedLayer, number: int, answer: dict[str, Any]) -> None:
+        layer = Layer(
+            wanted.chain_id,
+            wanted.parent,
+            wanted.diff_id,
+            number,
+            answer["size"],
+            answer["inodes"],
+        )
+        self._store.commit_layer(layer, wanted.blob)
+
+    async def _parent_done(self, wanted: WantedLayer) -> None:
+        """Wait for the layer below, which every pull of this one makes as well."""
+        if not wanted.parent or self._store.has_layer(wanted.parent):
+            return
+        seat = self._flights.join(("layer", wanted.parent))
+        if seat is not None:
+            await seat.result()
+        if not self._store.has_layer(wanted.parent):
+            raise wanted.bad(f"the layer {wanted.parent} below it was not made")
+
+    async def _adopt_parents(
+        self, wanted: WantedLayer, path: Path, answer: dict[str, Any], listing: list[int]
+    ) -> None:
+        """Give directories that the tar does not describe the attributes of those below."""
+        if not wanted.parent:
+            return
+        parents = [str(parent) for parent in self._below(wanted.parent)]
+        if not answer["root_described"]:
+            await asyncio.to_thread(_copy_root, Path(parents[0]), path)
+        if listing:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                await self._run(
+                    wanted, PARENTS_WORKER, {"parents": parents}, [fd, *listing], PARENTS_SECONDS
+                )
+            finally:
+                os.close(fd)
+
+    def _below(self, chain_id: str) -> list[Path]:
+        paths = []
+        while chain_id:
+            layer = self._known(chain_id)
+            paths.append(self.path(layer.number))
+            chain_id = layer.parent
+        return paths
+
+    # -- unpacking ----------------------------------------------------------------------------
+
+    async def _unpack(
+        self, wanted: WantedLayer, source: BlobSource | None, path: Path
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Return the worker's answer, having fetched the blob on the way if it was not there."""
+        digest = wanted.blob.digest
+        while not self._content.has(digest):
+            tap = Tap()
+            fetch = functools.partial(self._fetch, wanted, source, tap)
+            seat = self._flights.enter(("blob", digest), fetch)
+            if seat.first:
+                return await self._unpack_tapped(wanted, seat, tap, path)
+            tap.close_reader()
+            tap.close()
+            try:
+                await seat.result()
+            except CRIError as err:
+                log.info("%s: another pull failed to fetch %s: %s", wanted.image, digest, err)
+        fd = os.open(self._content.path(digest), os.O_RDONLY)
+        try:
+            return await self._run_unpack(wanted, fd, path)
+        finally:
+            os.close(fd)
+
+    async def _unpack_tapped(
+        self, wanted: WantedLayer, seat: Seat[None], tap: Tap, path: Path
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Unpack while the blob is being fetched."""
+        unpacked = asyncio.create_task(self._run_unpack(wanted, tap.read_fd, path))
+        # Without a reader a blocked write to the pipe ends.
+        unpacked.add_done_callback(lambda _: tap.close_reader())
+        fetched = asyncio.create_task(seat.result())
+        try:
+            await asyncio.wait((fetched, unpacked), return_when=asyncio.FIRST_EXCEPTION)
+            if fetched.done() and fetched.exception() is not None:
+                # The pipe has ended, so the worker does; its error is only a consequence.
+                await asyncio.wait((unpacked,))
+                fetched.result()
+            return await unpacked
+        finally:
+            for task in (fetched, unpacked):
+                task.cancel()
+            seat.leave()
+            await asyncio.gather(fetched, unpacked, return_exceptions=True)
+            await asyncio.to_thread(tap.close)
+
+    async def _fetch(self, wanted: WantedLayer, source: BlobSource | None, tap: Tap) -> None:
+        """Bring a blob into the content store, resuming where a transfer breaks."""
+        if source is None:
+            await asyncio.to_thread(tap.close)
+            raise wanted.bad("its content is not in the archive")
+        ingest = Ingest(self._content, wanted.blob, tap)
+        try:
+            await self._transfer(wanted, source, ingest)
+            await ingest.commit()
+        except BadContentError as err:
+            raise wanted.bad(str(err)) from err
+        except OSError as err:
+            raise ImagePullError(f"cannot store a blob of {wanted.image}: {err}") from err
+        finally:
+            await asyncio.shield(ingest.close())
+
+    async def _transfer(self, wanted: WantedLayer, source: BlobSource, ingest: Ingest) -> None:
+        breaks = 0
+        while True:
+            before = ingest.offset
+            try:
+                async with source.blob(wanted.blob, ingest.offset) as chunks:
+                    async for chunk in chunks:
+                        await ingest.write(chunk)
+                if ingest.offset == wanted.blob.size:
+                    return
+                reason = f"{ingest.offset} of {wanted.blob.size} bytes came"
+            except BrokenTransferError as err:
+                reason = str(err)
+            breaks = breaks + 1 if ingest.offset == before else 1
+            if breaks > MAX_BREAKS:
+                raise registry_unavailable(
+                    f"layer {wanted.blob.digest} of {wanted.image} breaks off: {reason}"
+                )
+            log.info("%s: %s breaks off: %s", wanted.image, wanted.blob.digest, reason)
+            await asyncio.sleep(RETRY_SECONDS * breaks)
+
+    async def _run_unpack(
+        self, wanted: WantedLayer, source: int, path: Path
+    ) -> tuple[dict[str, Any], list[int]]:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return await self._run(wanted, UNPACK_WORKER, {}, [source, fd], UNPACK_SECONDS)
+        finally:
+            os.close(fd)
+
+    async def _run(
+        self, wanted: WantedLayer, worker: str, args: dict[str, Any], fds: list[int], timeout: float
+    ) -> tuple[dict[str, Any], list[int]]:
+        try:
+            return await self._spawner.run_worker(worker, args, fds, timeout=timeout)
+        except WorkerError as err:
+            if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM):
+                text = f"layer {wanted.blob.digest} of {wanted.image}: {err.message}"
+                raise ImagePullError(
+                    f"{text}: free space on, or repair, the disk below it"
+                ) from err
+            raise wanted.bad(err.message) from err
+        except TimeoutError as err:
+            raise wanted.bad(f"unpacking took longer than {timeout:g} s") from err
+        except SpawnerError as err:
+            raise UnavailableError(f"cannot unpack {wanted.image}: {err}") from err
+
+    # -- removal ------------------------------------------------------------------------------
+
+    async def remove(self, numbers: Collection[int]) -> None:
+        """Delete the directories of layers that have left the database."""
+        if numbers:
+            paths = [self._directory / str(number) for number in numbers]
+            await asyncio.shield(asyncio.to_thread(_remove_all, paths))
+
+    async def sweep(self) -> None:
+        """Delete directories that an earlier daemon left unfinished."""
+        known = self._store.layer_numbers()
+        await self.remove([number for number in self._on_disk() if number not in known])
+
+    async def close(self) -> None:
+        """Break off what is under way."""
+        await self._flights.close()
+
+
+def _remove_all(paths: Sequence[Path]) -> None:
+    for path in paths:
+        for _ in range(REMOVE_TRIES):
+            try:
+                shutil.rmtree(path)
+                break
+            except OSError as err:
+                # A worker that was killed may be in its last call, and make one more name.
+                if err.errno != errno.ENOTEMPTY:
+                    raise
+                time.sleep(REMOVE_PAUSE_SECONDS)
+        else:
+            shutil.rmtree(path)
+
+
+def _copy_root(source: Path, target: Path) -> None:
+    fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (source, target)]
+    try:
+        copy_attributes(*fds)
+    finally:
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,243 @@
+"""A pull: resolve, choose the platform, fetch the configuration, make the layers, commit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from api.errors import ImagePullError
+from imageservice import manifest as m
+from imageservice.auth import Credentials
+from imageservice.collector import Collector
+from imageservice.content import ContentStore
+from imageservice.errors import BadContentError, registry_unavailable
+from imageservice.flights import Flights
+from imageservice.layers import Layers, WantedLayer
+from imageservice.manifest import Descriptor, ImageConfig, Manifest
+from imageservice.reference import Reference
+from imageservice.registry import BrokenTransferError, Fetched, RegistryClient, Repository
+from imageservice.store import Image, ImageStore
+from imageservice.syncing import Syncer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A manifest, an index or a configuration that is kept with its image."""
+
+    descriptor: Descriptor
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that an image is made of. `documents`: what led to it, the configuration included."""
+
+    name: str
+    manifest: Manifest
+    manifest_size: int
+    config: ImageConfig
+    documents: tuple[Document, ...]
+
+    @property
+    def image_id(self) -> str:
+        """The digest of the configuration."""
+        return self.manifest.config.digest
+
+    @property
+    def blobs(self) -> list[Descriptor]:
+        """Return the descriptors of everything."""
+        return [*(document.descriptor for document in self.documents), *self.manifest.layers]
+
+    @property
+    def size(self) -> int:
+        """Bytes of manifest, configuration and layers, as containerd counts them."""
+        layers = sum(layer.size for layer in self.manifest.layers)
+        return self.manifest_size + self.manifest.config.size + layers
+
+    def wanted_layers(self) -> list[WantedLayer]:
+        """Return the layers, the base first."""
+        chain = self.config.chain_ids
+        below = ("", *chain)
+        stacked = zip(chain, below, self.config.diff_ids, self.manifest.layers, strict=False)
+        return [WantedLayer(self.name, *layer) for layer in stacked]
+
+
+class Assembler:
+    """Makes images out of their parts: layers on disk, everything synced, then the database."""
+
+    def __init__(
+        self,
+        store: ImageStore,
+        content: ContentStore,
+        layers: Layers,
+        syncer: Syncer,
+        collector: Collector,
+    ) -> None:
+        self._store = store
+        self._content = content
+        self._layers = layers
+        self._syncer = syncer
+        self._collector = collector
+
+    async def assemble(
+        self, parts: Parts, names: Mapping[str, str], source: Repository | None
+    ) -> Image:
+        """Make the image visible under `names` (name -> digest of what it stands for).
+
+        Raises CRIError; what was pulled of bad content is removed then.
+        """
+        present = self._store.get(parts.image_id)
+        digests = {blob.digest for blob in parts.blobs}
+        if present is not None and digests <= self._store.blobs_of(parts.image_id):
+            return self._store.add_names(parts.image_id, names)
+        chain = parts.config.chain_ids
+        try:
+            with self._store.pin([*chain, *digests]):
+                await self._complete(parts, source)
+                return self._store.commit_image(
+                    parts.image_id, parts.config, parts.size, parts.blobs, names
+                )
+        except BadContentError:
+            await self._collector.discard(self._store.collect(chain, digests))
+            raise
+        except BaseException:
+            # Finished layers stay: the pull may be repeated.
+            unfinished = digests - self._store.known_blobs()
+            await asyncio.shield(self._collector.discard(self._store.collect((), unfinished)))
+            raise
+
+    async def drop_unused(self, digests: Collection[str]) -> None:
+        """Delete those of these blobs that belong to no image."""
+        await self._collector.discard(self._store.collect((), digests))
+
+    async def _complete(self, parts: Parts, source: Repository | None) -> None:
+        """Bring everything onto the disk."""
+        put = asyncio.create_task(asyncio.to_thread(self._put, parts.documents))
+        try:
+            await self._make_layers(parts, source)
+        finally:
+            await asyncio.wait((put,))
+        await self._syncer.cover(put.result())
+
+    def _put(self, documents: Sequence[Document]) -> int:
+        """Store the small blobs; returns the ticket for their sync."""
+        for document in documents:
+            if not self._content.has(document.descriptor.digest):
+                self._content.put(document.descriptor.digest, document.body)
+        return self._syncer.ticket()
+
+    async def _make_layers(self, parts: Parts, source: Repository | None) -> None:
+        tasks = [
+            asyncio.create_task(self._layers.ensure(layer, source))
+            for layer in parts.wanted_layers()
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class PullEngine:
+    """Pulls images; the same pull asked for twice at a time is done once."""
+
+    def __init__(self, client: RegistryClient, content: ContentStore, assembler: Assembler) -> None:
+        self._client = client
+        self._content = content
+        self._assembler = assembler
+        self._flights = Flights()
+        self._platform = m.host()
+
+    async def pull(self, reference: Reference, credentials: Credentials) -> Image:
+        """Pull what `reference` points to now; raises CRIError."""
+        seat = self._flights.enter(
+            (reference, credentials), lambda: self._pull(reference, credentials)
+        )
+        return await seat.result()
+
+    async def _pull(self, reference: Reference, credentials: Credentials) -> Image:
+        repository = self._client.repository(reference, credentials)
+        documents, manifest = await self._resolve(repository, str(reference))
+        config = await self._config(repository, manifest.config, str(reference))
+        parts = Parts(
+            str(reference),
+            manifest,
+            documents[-1].descriptor.size,
+            m.parse_config(config, len(manifest.layers), str(reference)),
+            (*documents, Document(manifest.config, config)),
+        )
+        target = documents[0].descriptor.digest
+        names = {str(name): target for name in (reference, reference.with_digest(target))}
+        return await self._assembler.assemble(parts, names, repository)
+
+    async def _resolve(self, repository: Repository, name: str) -> tuple[list[Document], Manifest]:
+        """Follow indexes down to the manifest for this machine; returns what was on the way."""
+        fetched = await repository.resolve()
+        documents: list[Document] = []
+        for _ in range(m.MAX_INDEX_DEPTH):
+            what = f"{name} ({fetched.digest})"
+            parsed = m.parse_document(fetched.body, what)
+            media_type = m.media_type_of(parsed, fetched.media_type)
+            documents.append(
+                Document(Descriptor(media_type, fetched.digest, len(fetched.body)), fetched.body)
+            )
+            if media_type not in m.INDEX_TYPES:
+                return documents, m.parse_manifest(parsed, what)
+            chosen = m.choose(m.parse_index(parsed, what), self._platform, what)
+            fetched = await self._entry(repository, chosen)
+        raise BadContentError(f"{name} nests indexes more than {m.MAX_INDEX_DEPTH} deep")
+
+    async def _entry(self, repository: Repository, chosen: Descriptor) -> Fetched:
+        """Return an index's entry, from the store if it is there: its digest says what it is."""
+        if chosen.size <= m.MAX_MANIFEST and self._content.has(chosen.digest):
+            body = await self._stored(chosen)
+            if body is not None:
+                return Fetched(chosen.media_type, chosen.digest, body)
+        return await repository.manifest(chosen)
+
+    async def _stored(self, wanted: Descriptor) -> bytes | None:
+        """Return a small blob of the content store; None if it is damaged or has just gone."""
+        try:
+            body = await asyncio.to_thread(self._content.path(wanted.digest).read_bytes)
+        except FileNotFoundError:
+            return None
+        return body if m.digest_of(body) == wanted.digest else None
+
+    async def _config(self, repository: Repository, wanted: Descriptor, name: str) -> bytes:
+        if wanted.size > m.MAX_CONFIG:
+            raise BadContentError(
+                f"the configuration of {name} has {wanted.size} bytes, the limit is {m.MAX_CONFIG}"
+            )
+        if self._content.has(wanted.digest):
+            body = await self._stored(wanted)
+            if body is not None:
+                return body
+        return await _small_blob(repository, wanted, name)
+
+    async def close(self) -> None:
+        """Break off the pulls under way."""
+        await self._flights.close()
+
+
+async def _small_blob(repository: Repository, wanted: Descriptor, name: str) -> bytes:
+    """Return a blob that fits in memory, verified."""
+    body = bytearray()
+    try:
+        async with repository.blob(wanted, 0) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > wanted.size:
+                    break
+    except BrokenTransferError as err:
+        raise registry_unavailable(f"configuration of {name} breaks off: {err}") from err
+    if m.digest_of(bytes(body)) != wanted.digest:
+        raise ImagePullError(
+            f"the configuration of {name} came with the digest {m.digest_of(bytes(body))} "
+            f"instead of {wanted.digest}"
+        )
+    return bytes(body)

@@ -1,0 +1,206 @@
+"""ImageService: CRI's image methods, and what CreateContainer needs of images."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+from api.cri import api_pb2 as cri
+from api.errors import InvalidArgumentError, NotFoundError
+from imageservice import auth, reference
+from imageservice.archive import ArchiveImporter
+from imageservice.collector import Collector
+from imageservice.content import ContentStore
+from imageservice.hosts import RegistryConfig
+from imageservice.layers import PARENTS_WORKER, UNPACK_WORKER, Layers
+from imageservice.pull import Assembler, PullEngine
+from imageservice.registry import RegistryClient
+from imageservice.snapshots import FILES_WORKER, Snapshots, Usage, UserDatabase
+from imageservice.store import ORPHAN_SECONDS, Image, ImageStore
+from imageservice.syncing import Syncer
+from runtimeshim.client import Rootfs, Spawner
+
+log = logging.getLogger(__name__)
+
+# What the spawner has to import: name -> module:function.
+WORKERS: Final = {
+    UNPACK_WORKER: "imageservice.unpack_worker:main",
+    PARENTS_WORKER: "imageservice.unpack_worker:adopt_parents",
+    FILES_WORKER: "imageservice.files_worker:main",
+}
+
+
+class ImageService:
+    """All of an instance's images below `root`; used on the event loop's thread only."""
+
+    def __init__(
+        self,
+        root: Path,
+        database: sqlite3.Connection,
+        spawner: Spawner,
+        registries: RegistryConfig,
+    ) -> None:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._root = root
+        self._store = ImageStore(database)
+        # Each layer on its way may block one thread on its pipe and have another one to close it.
+        self._content = ContentStore(root, threads=2 * registries.max_parallel_layers + 2)
+        syncer = Syncer(root)
+        self._layers = Layers(
+            root, self._store, self._content, spawner, syncer, registries.max_parallel_layers
+        )
+        self._collector = Collector(self._content, self._layers)
+        assembler = Assembler(self._store, self._content, self._layers, syncer, self._collector)
+        self._client = RegistryClient(registries)
+        self._pulls = PullEngine(self._client, self._content, assembler)
+        self._importer = ArchiveImporter(self._content, assembler)
+        self._snapshots = Snapshots(root, self._store, self._layers, self._collector, spawner)
+
+    # -- CRI ----------------------------------------------------------------------------------
+
+    async def pull_image(self, request: cri.PullImageRequest) -> cri.PullImageResponse:
+        """Pull an image; joins the same pull if one is under way.
+
+        Raises InvalidArgumentError, NotFoundError, UnavailableError or ImagePullError, whose
+        message begins with RegistryUnavailable where the registry cannot be reached or fails.
+        """
+        wanted = reference.parse(request.image.image)
+        began = time.monotonic()
+        image = await self._pulls.pull(wanted, auth.from_cri(request.auth))
+        log.info("pulled %s as %s in %.3f s", wanted, image.id, time.monotonic() - began)
+        return cri.PullImageResponse(image_ref=image.id)
+
+    async def list_images(self, request: cri.ListImagesRequest) -> cri.ListImagesResponse:
+        """List images; the filter names one image."""
+        wanted = request.filter.image.image
+        images = self._store.images() if not wanted else self._found(wanted)
+        return cri.ListImagesResponse(images=[to_cri(image) for image in images])
+
+    async def image_status(self, request: cri.ImageStatusRequest) -> cri.ImageStatusResponse:
+        """Return an image, or an empty answer if it is not there."""
+        if not request.image.image:
+            raise InvalidArgumentError("the image reference is empty")
+        found = self._found(request.image.image)
+        if not found:
+            return cri.ImageStatusResponse()
+        image = found[0]
+        info = {"info": verbose_info(image)} if request.verbose else {}
+        return cri.ImageStatusResponse(image=to_cri(image), info=info)
+
+    async def remove_image(self, request: cri.RemoveImageRequest) -> cri.RemoveImageResponse:
+        """Remove an image with all its names, whichever of them is given; idempotent.
+
+        What containers stand on is kept until they are removed.
+        """
+        if not request.image.image:
+            raise InvalidArgumentError("the image reference is empty")
+        for image in self._found(request.image.image):
+            await self._collector.discard(self._store.remove_image(image))
+            log.info("removed image %s", image.id)
+        await self._collector.discard(self._store.collect_orphans(ORPHAN_SECONDS))
+        return cri.RemoveImageResponse()
+
+    async def image_fs_info(self, request: cri.ImageFsInfoRequest) -> cri.ImageFsInfoResponse:
+        """Return what images and what containers' writable layers take of the disk."""
+        images = self._filesystem(*self._store.usage())
+        containers = self._filesystem(*await self._snapshots.total_usage())
+        return cri.ImageFsInfoResponse(
+            image_filesystems=[images], container_filesystems=[containers]
+        )
+
+    def _filesystem(self, used: int, inodes: int) -> cri.FilesystemUsage:
+        return cri.FilesystemUsage(
+            timestamp=time.time_ns(),
+            # One mount point for both: the kubelet takes two for two disks.
+            fs_id=cri.FilesystemIdentifier(mountpoint=os.fspath(self._root)),
+            used_bytes=cri.UInt64Value(value=used),
+            inodes_used=cri.UInt64Value(value=inodes),
+        )
+
+    def _found(self, text: str) -> list[Image]:
+        """Return the image that `text` names, or nothing; text that names no image finds none."""
+        try:
+            return [self._store.resolve(text)]
+        except (NotFoundError, InvalidArgumentError):
+            return []
+
+    # -- containers ---------------------------------------------------------------------------
+
+    def resolve(self, name: str) -> Image:
+        """Return the image that a tag, digest, id or unique id prefix names.
+
+        Raises NotFoundError, InvalidArgumentError or FailedPreconditionError.
+        """
+        return self._store.resolve(name)
+
+    async def prepare_rootfs(self, image: Image, container_id: str) -> Rootfs:
+        """Make a container's writable layer above the image's layers, which now stay."""
+        return self._snapshots.prepare(image, container_id)
+
+    async def remove_rootfs(self, container_id: str) -> None:
+        """Remove a container's writable layer; idempotent."""
+        await self._snapshots.remove(container_id)
+
+    async def user_database(self, image: Image) -> UserDatabase:
+        """Return the image's /etc/passwd and /etc/group."""
+        return await self._snapshots.user_database(image)
+
+    async def writable_usage(self, container_id: str) -> Usage:
+        """Return what a container has written."""
+        return await self._snapshots.usage(container_id)
+
+    # -- archives and life --------------------------------------------------------------------
+
+    async def import_archive(self, path: Path) -> list[str]:
+        """Import every image of an OCI or docker archive for this machine's platform.
+
+        Returns their names, or the id of an image without one. Raises InvalidArgumentError for a
+        file that cannot be read, ImagePullError for one that is no such archive.
+        """
+        return await self._importer.load(path)
+
+    async def recover(self, containers: Collection[str]) -> None:
+        """Remove what an earlier daemon left unfinished, and root filesystems of nobody.
+
+        To be called before anything else; `containers` are the ids whose root filesystems stay.
+        """
+        self._content.sweep(self._store.known_blobs())
+        await self._snapshots.sweep(containers)
+        await self._collector.discard(self._store.collect_orphans(ORPHAN_SECONDS))
+        await self._layers.sweep()
+
+    async def close(self) -> None:
+        """Break off pulls, close connections and threads."""
+        await self._pulls.close()
+        await self._layers.close()
+        await self._client.close()
+        self._content.close()
+
+
+def to_cri(image: Image) -> cri.Image:
+    """Return CRI's message for an image."""
+    message = cri.Image(
+        id=image.id,
+        repo_tags=image.repo_tags,
+        repo_digests=image.repo_digests,
+        size=image.size,
+        pinned=image.pinned,
+    )
+    config = image.config.get("config") or {}
+    user = str(config.get("User") or "").partition(":")[0]
+    if user.removeprefix("-").isdecimal() and len(user) < 19:
+        message.uid.value = int(user)
+    else:
+        message.username = user
+    return message
+
+
+def verbose_info(image: Image) -> str:
+    """Return what `crictl inspecti` shows, as containerd names it."""
+    return json.dumps({"chainID": image.chain_id, "imageSpec": image.config})

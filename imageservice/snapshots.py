@@ -1,0 +1,185 @@
+"""Root filesystems of containers: the image's layers below, a writable layer of their own above.
+
+The overlay itself is mounted by the container's init; here are only its directories.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from api.errors import InternalError, InvalidArgumentError
+from imageservice.collector import Collector
+from imageservice.files_worker import MAX_FILE
+from imageservice.layers import Layers
+from imageservice.placement import spread_subdirectories
+from imageservice.store import Image, ImageStore
+from runtimeshim.client import Rootfs, Spawner, SpawnerError, WorkerError
+
+FILES_WORKER = "image_files"
+FILES_SECONDS = 60.0
+# Images whose user database is kept in memory, of at most two MAX_FILE each.
+MAX_DATABASES = 64
+# How old the figure of a writable layer may be: the kubelet asks every 10 s.
+USAGE_SECONDS = 10.0
+_ID = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
+_TRASH = ".removed-"
+
+
+@dataclass(frozen=True)
+class UserDatabase:
+    """An image's /etc/passwd and /etc/group; b"" for a file that is missing or no regular file."""
+
+    passwd: bytes = b""
+    group: bytes = b""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """A writable layer: bytes on disk, inodes, and when that was (ns since the epoch)."""
+
+    used_bytes: int
+    inodes: int
+    timestamp: int
+
+
+class Snapshots:
+    """The directories below `root`/containers."""
+
+    def __init__(
+        self,
+        root: Path,
+        store: ImageStore,
+        layers: Layers,
+        collector: Collector,
+        spawner: Spawner,
+    ) -> None:
+        self._directory = root / "containers"
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        spread_subdirectories(self._directory)
+        self._store = store
+        self._layers = layers
+        self._collector = collector
+        self._spawner = spawner
+        self._databases: dict[str, UserDatabase] = {}
+        self._usage: dict[str, Usage] = {}
+
+    def _path(self, container_id: str) -> Path:
+        if not _ID.fullmatch(container_id) or container_id.startswith("."):
+            raise InvalidArgumentError(f"{container_id!r} is not a container id")
+        return self._directory / container_id
+
+    def prepare(self, image: Image, container_id: str) -> Rootfs:
+        """Make a writable layer above `image`; a layer left by an earlier try is replaced.
+
+        Raises InternalError when one of the image's layers is missing.
+        """
+        path = self._path(container_id)
+        lowerdirs = self._layers.lowerdirs(image.layers)
+        self._store.add_snapshot(container_id, image)  # from here on the layers stay
+        if path.exists():
+            shutil.rmtree(path)
+        upper, work = path / "upper", path / "work"
+        path.mkdir(mode=0o700)
+        work.mkdir(mode=0o700)
+        upper.mkdir(mode=0o755)
+        # The upper directory is the root that the container sees.
+        top = os.stat(lowerdirs[0])
+        os.chown(upper, top.st_uid, top.st_gid)
+        os.chmod(upper, stat.S_IMODE(top.st_mode))
+        return Rootfs(lowerdirs, str(upper), str(work))
+
+    async def remove(self, container_id: str) -> None:
+        """Remove a writable layer, and layers that nobody else needs. Idempotent."""
+        path = self._path(container_id)
+        trash = self._directory / f"{_TRASH}{secrets.token_hex(8)}"
+        try:
+            os.rename(path, trash)
+        except FileNotFoundError:
+            pass
+        else:
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, trash))
+        self._usage.pop(container_id, None)
+        await self._collector.discard(self._store.remove_snapshot(container_id))
+
+    async def sweep(self, containers: Collection[str]) -> None:
+        """Remove the writable layers of all other containers."""
+        keep = set(containers)
+        there = {path.name for path in self._directory.iterdir()}
+        for name in there:
+            if name.startswith(_TRASH):
+                await asyncio.to_thread(shutil.rmtree, self._directory / name)
+            elif name not in keep:
+                await self.remove(name)
+        for name in self._store.snapshots() - keep - there:
+            await self.remove(name)
+
+    # -- users --------------------------------------------------------------------------------
+
+    async def user_database(self, image: Image) -> UserDatabase:
+        """Return the image's passwd and group; raises InternalError when it cannot be read."""
+        database = self._databases.get(image.id)
+        if database is None:
+            database = await self._read_users(image)
+            if len(self._databases) >= MAX_DATABASES:
+                del self._databases[next(iter(self._databases))]
+            self._databases[image.id] = database
+        return database
+
+    async def _read_users(self, image: Image) -> UserDatabase:
+        lowerdirs = list(self._layers.lowerdirs(image.layers))
+        args = {"lowerdirs": lowerdirs, "files": ["etc/passwd", "etc/group"]}
+        try:
+            answer, fds = await self._spawner.run_worker(FILES_WORKER, args, timeout=FILES_SECONDS)
+        except (WorkerError, SpawnerError, TimeoutError) as err:
+            raise InternalError(f"cannot read the users of image {image.id}: {err}") from err
+        with os.fdopen(fds[0], "rb") as file:
+            file.seek(0)
+            passwd, group = (file.read(min(n, MAX_FILE)) if n else b"" for n in answer["lengths"])
+        return UserDatabase(passwd, group)
+
+    # -- usage --------------------------------------------------------------------------------
+
+    async def usage(self, container_id: str) -> Usage:
+        """Return what the container has written, at most USAGE_SECONDS old."""
+        usage = self._usage.get(container_id)
+        if usage is None or time.time_ns() - usage.timestamp > USAGE_SECONDS * 1e9:
+            usage = await asyncio.to_thread(_measure, self._path(container_id) / "upper")
+            self._usage[container_id] = usage
+        return usage
+
+    async def total_usage(self) -> tuple[int, int]:
+        """Return bytes and inodes of all writable layers."""
+        usages = [await self.usage(container_id) for container_id in self._store.snapshots()]
+        return sum(u.used_bytes for u in usages), sum(u.inodes for u in usages)
+
+
+def _measure(path: Path) -> Usage:
+    """Walk a writable layer; what goes away meanwhile is not counted. Hard links count once."""
+    size = inodes = 0
+    seen: set[int] = set()
+    pending = [os.fspath(path)]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    status = entry.stat(follow_symlinks=False)
+                    if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+                        if status.st_ino in seen:
+                            continue
+                        seen.add(status.st_ino)
+                    size += status.st_blocks * 512
+                    inodes += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return Usage(size, inodes, time.time_ns())

@@ -1,0 +1,391 @@
+"""Images, their names, layers and blobs in the database, and who needs what.
+
+A layer is needed by the images and containers that have it on top, by layers above it, and by pulls
+in progress. A blob is needed by images and pulls in progress. What nobody needs is collected.
+
+All of it is used on the event loop's thread, so a check and what follows from it are one step as
+long as there is no await between them.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from api.errors import FailedPreconditionError, NotFoundError
+from imageservice import reference
+from imageservice.manifest import Descriptor, ImageConfig
+
+# Layers and blobs of a pull that was broken off are kept this long, for the pull to be repeated.
+ORPHAN_SECONDS = 24 * 3600
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS images (
+    id TEXT PRIMARY KEY, config BLOB NOT NULL, chain_id TEXT NOT NULL, size INTEGER NOT NULL,
+    pulled_at INTEGER NOT NULL, pinned INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS images_chain ON images (chain_id);
+CREATE TABLE IF NOT EXISTS image_names (
+    name TEXT PRIMARY KEY, image_id TEXT NOT NULL, target TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS image_names_image ON image_names (image_id);
+CREATE TABLE IF NOT EXISTS image_blobs (
+    image_id TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (image_id, digest)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS image_blobs_digest ON image_blobs (digest);
+CREATE TABLE IF NOT EXISTS layers (
+    chain_id TEXT PRIMARY KEY, parent TEXT NOT NULL, diff_id TEXT NOT NULL,
+    number INTEGER NOT NULL UNIQUE, size INTEGER NOT NULL, inodes INTEGER NOT NULL,
+    created_at INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS layers_parent ON layers (parent);
+CREATE TABLE IF NOT EXISTS blobs (
+    digest TEXT PRIMARY KEY, size INTEGER NOT NULL, media_type TEXT NOT NULL,
+    created_at INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS snapshots (
+    container_id TEXT PRIMARY KEY, image_id TEXT NOT NULL, chain_id TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS snapshots_chain ON snapshots (chain_id);
+"""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A complete image.
+
+    id: the digest of its configuration. layers: chain ids, the base first. size: bytes of its
+    blobs as a registry holds them. config: the whole image configuration.
+    """
+
+    id: str
+    config: dict[str, Any] = field(hash=False)
+    layers: tuple[str, ...]
+    size: int
+    repo_tags: tuple[str, ...] = ()
+    repo_digests: tuple[str, ...] = ()
+    pinned: bool = False
+
+    @property
+    def chain_id(self) -> str:
+        """The chain id of the topmost layer, "" for an image without layers."""
+        return self.layers[-1] if self.layers else ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An unpacked layer: `number` names its directory; size in bytes on disk."""
+
+    chain_id: str
+    parent: str
+    diff_id: str
+    number: int
+    size: int
+    inodes: int
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What has left the database and is to be deleted from disk."""
+
+    layers: tuple[int, ...] = ()
+    blobs: tuple[str, ...] = ()
+
+    def __add__(self, other: Garbage) -> Garbage:
+        return Garbage(self.layers + other.layers, self.blobs + other.blobs)
+
+
+class ImageStore:
+    """The tables of images; the images themselves are also kept in memory."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        database.executescript(_SCHEMA)
+        self._images: dict[str, Image] = {}
+        self._names: dict[str, str] = {}
+        self._pins: Counter[str] = Counter()
+        self._load()
+
+    def _load(self) -> None:
+        for row in self._database.execute("SELECT id, config, size, pinned FROM images"):
+            self._images[row[0]] = _image(row[0], row[1], row[2], bool(row[3]))
+        for name, image_id in self._database.execute("SELECT name, image_id FROM image_names"):
+            self._names[name] = image_id
+        for image_id in self._images:
+            self._name_again(image_id)
+
+    def _name_again(self, image_id: str) -> None:
+        """Recompute the names that the image in memory has."""
+        image = self._images.get(image_id)
+        if image is None:
+            return
+        names = sorted(name for name, owner in self._names.items() if owner == image_id)
+        self._images[image_id] = replace(
+            image,
+            repo_tags=tuple(name for name in names if "@" not in name),
+            repo_digests=tuple(name for name in names if "@" in name),
+        )
+
+    # -- look-up ------------------------------------------------------------------------------
+
+    def images(self) -> list[Image]:
+        """Return all images."""
+        return list(self._images.values())
+
+    def get(self, image_id: str) -> Image | None:
+        """Return the image with this id."""
+        return self._images.get(image_id)
+
+    def resolve(self, text: str) -> Image:
+        """Return the image that a tag, a digest, an id or a unique beginning of an id names.
+
+        Raises NotFoundError, InvalidArgumentError for what can be none of them, and
+        FailedPreconditionError for a beginning that several ids have.
+        """
+        image = self._images.get(text)
+        if image is not None:
+            return image
+        prefix = reference.id_prefix(text)
+        if prefix is None or not text.startswith("sha256:"):
+            if prefix is None or len(prefix) < 64:
+                image_id = self._names.get(str(reference.parse(text)))
+                if image_id is not None:
+                    return self._images[image_id]
+            if prefix is None:
+                raise NotFoundError("image", text)
+        return self._by_prefix(text, prefix)
+
+    def _by_prefix(self, text: str, prefix: str) -> Image:
+        found = [i for i in self._images.values() if i.id.startswith(f"sha256:{prefix}")]
+        if not found:
+            raise NotFoundError("image", text)
+        if len(found) > 1:
+            raise FailedPreconditionError(f"{text!r} is the beginning of {len(found)} image ids")
+        return found[0]
+
+    def has_layer(self, chain_id: str) -> bool:
+        """Tell whether the layer is unpacked and complete."""
+        return self.layer(chain_id) is not None
+
+    def layer(self, chain_id: str) -> Layer | None:
+        """Return the layer with this chain id."""
+        row = self._database.execute(
+            "SELECT chain_id, parent, diff_id, number, size, inodes FROM layers WHERE chain_id = ?",
+            (chain_id,),
+        ).fetchone()
+        return None if row is None else Layer(*row)
+
+    def blobs_of(self, image_id: str) -> set[str]:
+        """Return the digests that the image needs."""
+        rows = self._database.execute(
+            "SELECT digest FROM image_blobs WHERE image_id = ?", (image_id,)
+        )
+        return {row[0] for row in rows}
+
+    def known_blobs(self) -> set[str]:
+        """Return the digests of all blobs that are safely on disk."""
+        return {row[0] for row in self._database.execute("SELECT digest FROM blobs")}
+
+    def layer_numbers(self) -> set[int]:
+        """Return the numbers of all layers."""
+        return {row[0] for row in self._database.execute("SELECT number FROM layers")}
+
+    def usage(self) -> tuple[int, int]:
+        """Return bytes and inodes of all layers and blobs."""
+        size, inodes = self._database.execute(
+            "SELECT coalesce(sum(size), 0), coalesce(sum(inodes), 0) FROM layers"
+        ).fetchone()
+        blobs, count = self._database.execute(
+            "SELECT coalesce(sum(size), 0), count(*) FROM blobs"
+        ).fetchone()
+        return size + blobs, inodes + count
+
+    # -- additions ----------------------------------------------------------------------------
+
+    @contextmanager
+    def pin(self, keys: Iterable[str]) -> Iterator[None]:
+        """Keep layers (by chain id) and blobs (by digest) from being collected."""
+        held = list(keys)
+        self._pins.update(held)
+        try:
+            yield
+        finally:
+            self._pins.subtract(held)
+            self._pins = +self._pins
+
+    def commit_layer(self, layer: Layer, blob: Descriptor) -> None:
+        """Add a layer that is complete and synced, with the blob that it came from."""
+        now = int(time.time())
+        with self._database:
+            self._database.execute(
+                "INSERT INTO layers VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    layer.chain_id,
+                    layer.parent,
+                    layer.diff_id,
+                    layer.number,
+                    layer.size,
+                    layer.inodes,
+                    now,
+                ),
+            )
+            self._add_blobs([blob], now)
+
+    def _add_blobs(self, blobs: Sequence[Descriptor], now: int) -> None:
+        self._database.executemany(
+            "INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?)",
+            [(blob.digest, blob.size, blob.media_type, now) for blob in blobs],
+        )
+
+    def commit_image(
+        self,
+        image_id: str,
+        config: ImageConfig,
+        size: int,
+        blobs: Sequence[Descriptor],
+        names: Mapping[str, str],
+    ) -> Image:
+        """Add or update an image all of whose layers and blobs are complete and synced.
+
+        names: normalised name -> digest of the manifest or index that it stands for.
+        """
+        now = int(time.time())
+        chain = config.chain_ids
+        raw = json.dumps(config.raw, separators=(",", ":")).encode()
+        with self._database:
+            self._database.execute(
+                "INSERT INTO images VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (id) DO NOTHING",
+                (image_id, raw, chain[-1] if chain else "", size, now),
+            )
+            self._add_blobs(blobs, now)
+            self._database.executemany(
+                "INSERT OR IGNORE INTO image_blobs VALUES (?, ?)",
+                [(image_id, blob.digest) for blob in blobs],
+            )
+            self._write_names(image_id, names)
+        self._images.setdefault(image_id, Image(image_id, config.raw, chain, size))
+        return self._take_names(image_id, names)
+
+    def add_names(self, image_id: str, names: Mapping[str, str]) -> Image:
+        """Give an image that is there more names, taken from other images if they have them."""
+        if any(self._names.get(name) != image_id for name in names):
+            with self._database:
+                self._write_names(image_id, names)
+        return self._take_names(image_id, names)
+
+    def _write_names(self, image_id: str, names: Mapping[str, str]) -> None:
+        self._database.executemany(
+            "INSERT OR REPLACE INTO image_names VALUES (?, ?, ?)",
+            [(name, image_id, target) for name, target in names.items()],
+        )
+
+    def _take_names(self, image_id: str, names: Mapping[str, str]) -> Image:
+        losers = {self._names[name] for name in names if name in self._names}
+        for name in names:
+            self._names[name] = image_id
+        for changed in losers | {image_id}:
+            self._name_again(changed)
+        return self._images[image_id]
+
+    # -- snapshots ----------------------------------------------------------------------------
+
+    def add_snapshot(self, container_id: str, image: Image) -> None:
+        """Note that a container's root filesystem stands on the image's layers."""
+        with self._database:
+            self._database.execute(
+                "INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?)",
+                (container_id, image.id, image.chain_id),
+            )
+
+    def remove_snapshot(self, container_id: str) -> Garbage:
+        """Forget a container's root filesystem; returns layers that it alone held."""
+        row = self._database.execute(
+            "SELECT chain_id FROM snapshots WHERE container_id = ?", (container_id,)
+        ).fetchone()
+        if row is None:
+            return Garbage()
+        with self._database:
+            self._database.execute("DELETE FROM snapshots WHERE container_id = ?", (container_id,))
+            return self._collect([row[0]], [])
+
+    def snapshots(self) -> set[str]:
+        """Return the ids of containers that have a root filesystem."""
+        return {row[0] for row in self._database.execute("SELECT container_id FROM snapshots")}
+
+    # -- removal ------------------------------------------------------------------------------
+
+    def remove_image(self, image: Image) -> Garbage:
+        """Remove the image with all its names; returns what nobody needs any more."""
+        blobs = self.blobs_of(image.id)
+        with self._database:
+            for table, column in (("images", "id"), ("image_names", "image_id")):
+                self._database.execute(f"DELETE FROM {table} WHERE {column} = ?", (image.id,))
+            self._database.execute("DELETE FROM image_blobs WHERE image_id = ?", (image.id,))
+            garbage = self._collect([image.chain_id], blobs)
+        del self._images[image.id]
+        for name in (*image.repo_tags, *image.repo_digests):
+            del self._names[name]
+        return garbage
+
+    def collect(self, chain_ids: Iterable[str], blobs: Iterable[str]) -> Garbage:
+        """Remove those of these layers (with their parents) and blobs that nobody needs."""
+        with self._database:
+            return self._collect(chain_ids, blobs)
+
+    def collect_orphans(self, older_than: float) -> Garbage:
+        """Remove what nobody has needed for `older_than` seconds."""
+        limit = int(time.time() - older_than)
+        layers = self._database.execute(
+            "SELECT chain_id FROM layers AS l WHERE created_at <= ?"
+            " AND NOT EXISTS (SELECT 1 FROM layers WHERE parent = l.chain_id)",
+            (limit,),
+        ).fetchall()
+        blobs = self._database.execute(
+            "SELECT digest FROM blobs AS b WHERE created_at <= ?"
+            " AND NOT EXISTS (SELECT 1 FROM image_blobs WHERE digest = b.digest)",
+            (limit,),
+        ).fetchall()
+        with self._database:
+            return self._collect([row[0] for row in layers], [row[0] for row in blobs])
+
+    def _collect(self, chain_ids: Iterable[str], blobs: Iterable[str]) -> Garbage:
+        numbers: list[int] = []
+        for chain_id in chain_ids:
+            numbers.extend(self._collect_chain(chain_id))
+        return Garbage(tuple(numbers), tuple(self._collect_blobs(blobs)))
+
+    def _collect_chain(self, chain_id: str) -> Iterator[int]:
+        """Delete layers from the top down, as far as nobody needs them."""
+        while chain_id and not self._is_needed(chain_id):
+            layer = self.layer(chain_id)
+            if layer is None:
+                return
+            self._database.execute("DELETE FROM layers WHERE chain_id = ?", (chain_id,))
+            yield layer.number
+            chain_id = layer.parent
+
+    def _is_needed(self, chain_id: str) -> bool:
+        if self._pins[chain_id]:
+            return True
+        row = self._database.execute(
+            "SELECT EXISTS (SELECT 1 FROM images WHERE chain_id = :c)"
+            " OR EXISTS (SELECT 1 FROM snapshots WHERE chain_id = :c)"
+            " OR EXISTS (SELECT 1 FROM layers WHERE parent = :c)",
+            {"c": chain_id},
+        ).fetchone()
+        return bool(row[0])
+
+    def _collect_blobs(self, digests: Iterable[str]) -> Iterator[str]:
+        for digest in digests:
+            row = self._database.execute(
+                "SELECT EXISTS (SELECT 1 FROM image_blobs WHERE digest = ?)", (digest,)
+            ).fetchone()
+            if not row[0] and not self._pins[digest]:
+                self._database.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+                yield digest
+
+
+def _image(image_id: str, raw: bytes, size: int, pinned: bool) -> Image:
+    config: dict[str, Any] = json.loads(raw)
+    diff_ids = tuple((config.get("rootfs") or {}).get("diff_ids") or ())
+    return Image(image_id, config, ImageConfig(config, diff_ids).chain_ids, size, pinned=pinned)

@@ -1,0 +1,184 @@
+"""HTTP to registries: one pooled session, TLS per endpoint, redirects that carry no secret away."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from yarl import URL
+
+from imageservice.hosts import RegistryHost
+
+USER_AGENT = "criserver/0.1"
+# A blob store may send a client on once or twice; more is a loop.
+MAX_REDIRECTS = 8
+# Connections to one registry: manifests and several layers at a time.
+MAX_CONNECTIONS_PER_HOST = 16
+# What a response may hold ready before the socket is no longer read.
+READ_BUFFER = 1 << 20
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+
+
+class TransportError(Exception):
+    """No answer: the connection failed, stalled or broke, or TLS did not agree."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A GET (or POST of a form) to a URL that belongs to `host`.
+
+    secret_headers go to the origin of `url` only. `verified` content is checked by its digest, so
+    that it may come over plain HTTP after a redirect.
+    """
+
+    url: URL
+    host: RegistryHost
+    headers: Mapping[str, str] = field(default_factory=dict)
+    secret_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    form: Mapping[str, str] | None = field(default=None, repr=False)
+    verified: bool = False
+
+
+class Transport:
+    """Keeps connections between pulls. Must be used on one event loop, and closed."""
+
+    def __init__(self, stall_timeout: float) -> None:
+        self._stall_timeout = stall_timeout
+        self._session: aiohttp.ClientSession | None = None
+        self._contexts: dict[tuple[object, ...], ssl.SSLContext] = {}
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, limit_per_host=MAX_CONNECTIONS_PER_HOST),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,  # digests are of the bytes as stored
+                read_bufsize=READ_BUFFER,
+                headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def send(self, request: Request) -> aiohttp.ClientResponse:
+        """Return the final response of `request`, whatever its status.
+
+        It is to be used with `async with`. Raises TransportError; errors of reading the body are
+        the caller's, see `broken`.
+        """
+        url = request.url
+        at_home = True
+        for _ in range(MAX_REDIRECTS):
+            response = await self._once(request, url, at_home)
+            location = response.headers.get("Location", "")
+            if response.status not in _REDIRECTS or not location or request.form is not None:
+                return response
+            response.release()
+            target = _join(url, location)
+            if url.scheme == "https" and target.scheme != "https" and not request.verified:
+                raise TransportError(f"{url.host} redirects from https to {target.scheme}")
+            # Once the request has left its origin no header of ours comes back.
+            at_home = at_home and target.origin() == url.origin()
+            url = target
+        raise TransportError(f"{request.url.host} redirects more than {MAX_REDIRECTS} times")
+
+    async def _once(self, request: Request, url: URL, at_home: bool) -> aiohttp.ClientResponse:
+        host = request.host
+        headers = dict(request.headers)
+        if at_home:
+            headers.update(request.secret_headers)
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=host.dial_timeout, sock_read=self._stall_timeout
+        )
+        try:
+            return await self._open().request(
+                "GET" if request.form is None else "POST",
+                url,
+                headers=headers,
+                data=request.form,
+                allow_redirects=False,
+                timeout=timeout,
+                ssl=self._context(host, at_home) if url.scheme == "https" else True,
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as err:
+            raise TransportError(describe(err)) from err
+
+    def _context(self, host: RegistryHost, with_client: bool) -> ssl.SSLContext | bool:
+        """Return the TLS settings; a client certificate is shown to its own host only."""
+        clients = host.clients if with_client else ()
+        if not host.ca and not clients and not host.skip_verify:
+            return True
+        key = (host.skip_verify, _stamp(host.ca), _stamp(clients))
+        context = self._contexts.get(key)
+        if context is None:
+            context = _make_context(host, clients)
+            self._contexts[key] = context
+        return context
+
+
+def _stamp(paths: tuple[Path | tuple[Path, Path | None], ...]) -> tuple[object, ...]:
+    """Return something that changes when a file is replaced, so that it is loaded anew."""
+    stamps: list[object] = []
+    for item in paths:
+        for path in item if isinstance(item, tuple) else (item,):
+            stamps.append((path, path.stat().st_mtime_ns if path else 0))
+    return tuple(stamps)
+
+
+def _make_context(
+    host: RegistryHost, clients: tuple[tuple[Path, Path | None], ...]
+) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if host.skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    for path in host.ca:
+        context.load_verify_locations(path)
+    for cert, key in clients:
+        context.load_cert_chain(cert, key)
+    return context
+
+
+def _join(url: URL, location: str) -> URL:
+    try:
+        target = url.join(URL(location, encoded=True))
+        target.origin()
+    except ValueError as err:
+        raise TransportError(f"{url.host} redirects to {location[:200]!r}: {err}") from err
+    return target
+
+
+@asynccontextmanager
+async def broken() -> AsyncIterator[None]:
+    """Turn what reading a body raises into TransportError."""
+    try:
+        yield
+    except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError) as err:
+        raise TransportError(describe(err)) from err
+
+
+def describe(err: Exception) -> str:
+    """Return what went wrong with a connection in words that name the cause."""
+    match err:
+        case aiohttp.ClientConnectorCertificateError():
+            return (
+                f"its certificate is not trusted ({err.certificate_error}); "
+                "give its CA in certs.d/<host>/hosts.toml"
+            )
+        case aiohttp.ConnectionTimeoutError():
+            return "no connection within the dial timeout"
+        case TimeoutError():
+            return "no data for longer than the stall timeout"
+        case aiohttp.ClientConnectorError():
+            return str(err.os_error) or str(err)
+        case _:
+            return str(err) or type(err).__name__
