@@ -1,0 +1,1 @@
+"""Pod sandboxes: namespaces, files, cgroup and network of a pod."""

@@ -1,0 +1,281 @@
+"""A pod sandbox from its making to its removal: cgroup, files, namespaces, network.
+
+    create   cgroup ─ files ─ namespaces (one fork of the spawner) ─ network; a failure undoes all
+    stop     network and the PID namespace's processes, then the pins
+    remove   what is left on disk
+
+What is on disk is the evidence: stop and remove look at RUN/sandboxes/ID and need no memory of what
+create did, so that they also clean up after a daemon that was killed half-way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from api.cri import api_pb2 as cri
+from api.errors import InternalError, InvalidArgumentError
+from api.stages import stage
+from podsandbox import pins, pod_init
+from podsandbox.etc_files import write_etc_files
+from podsandbox.network import DNS, Network, NetworkResult, PodNetworkRequest, PortMapping
+from podsandbox.plan import SandboxPlan, own_cgroup_of, plan_sandbox
+from runtimeshim.client import Spawner, SpawnerError, WorkerError, read_to_end
+from runtimeshim.linux.cgroups import CgroupError, CgroupManager
+
+WORKER = "namespaces"  # the name under which the spawner knows namespaces_worker.main
+
+# It takes milliseconds; the rest is for a machine under heavy load.
+_WORKER_TIMEOUT_SECONDS = 60.0
+
+_MAX_INIT_FAILURE = 4096  # bytes of one error message
+
+# 64 MiB, as every container runtime's.
+_SHM_SIZE = 64 << 20
+
+# Containers' users may pass through to the files in it, and not look around.
+_DIRECTORY_MODE = 0o711
+
+_PROTOCOLS = {cri.TCP: "tcp", cri.UDP: "udp", cri.SCTP: "sctp"}
+
+
+@dataclass(frozen=True)
+class SandboxRuntime:
+    """What a running sandbox consists of; JSON-serialisable, stored with it."""
+
+    namespaces: dict[str, str] = field(default_factory=dict)
+    """OCI namespace type -> path of the pinned file; absent: the host's, or each container's."""
+    ips: list[str] = field(default_factory=list)
+    """Primary first; empty on the host's network."""
+    network: dict[str, Any] = field(default_factory=dict)
+    """What the provider needs for detach."""
+    cgroup_parent: str = ""
+    """The cgroup below which the containers go."""
+    files: dict[str, str] = field(default_factory=dict)
+    """"hostname", "hosts", "resolv.conf", "shm" -> path on the host."""
+    init_pid: int | None = None
+    """Host pid of the shared PID namespace's pid 1."""
+
+
+class Sandboxes:
+    """Makes, stops and removes pod sandboxes. Raises api.errors.CRIError."""
+
+    def __init__(
+        self, run_dir: Path, spawner: Spawner, network: Network, cgroups: CgroupManager
+    ) -> None:
+        self._directory = run_dir / "sandboxes"
+        self._spawner = spawner
+        self._network = network
+        self._cgroups = cgroups
+        self._init_program: int | None = None
+
+    async def create(self, sandbox_id: str, config: cri.PodSandboxConfig) -> SandboxRuntime:
+        """Make a sandbox and attach it to the network; on failure nothing is left.
+
+        Raises InvalidArgumentError, UnimplementedError, and InternalError for the system's faults.
+        """
+        plan = plan_sandbox(sandbox_id, config)
+        directory = self._directory / sandbox_id
+        async with contextlib.AsyncExitStack() as undo:
+            with stage("cgroup"):
+                self._make_cgroup(plan, undo)
+            with stage("files"):
+                files = _make_files(directory, config, undo)
+            with stage("namespaces"):
+                init_pid, fds = await self._make_namespaces(plan, directory, undo)
+            network = None
+            if "rtnetlink" in fds:
+                pod = _network_request(sandbox_id, config, plan, directory, fds["rtnetlink"])
+                with stage("network"):
+                    network = await self._network.attach(pod)
+                undo.push_async_callback(self._network.detach, pod, network.state)
+            if "init_status" in fds:
+                with stage("init"):
+                    await _init_started(fds["init_status"])
+            undo.pop_all()
+            for fd in fds.values():
+                os.close(fd)
+        files["shm"] = f"{directory}/shm" if plan.own_ipc else "/dev/shm"
+        return _runtime(plan, directory, files, init_pid, network)
+
+    async def stop(
+        self, sandbox_id: str, config: cri.PodSandboxConfig, runtime: SandboxRuntime
+    ) -> None:
+        """Detach the network, end the PID namespace, release the namespaces; idempotent.
+
+        The addresses are free when it returns.
+        """
+        plan = plan_sandbox(sandbox_id, config)
+        directory = self._directory / sandbox_id
+        ending = [pins.kill_init(directory)]
+        if runtime.network:
+            pod = _network_request(sandbox_id, config, plan, directory, None)
+            ending.append(self._network.detach(pod, runtime.network))
+        with stage("network"):
+            results = await asyncio.gather(*ending, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        with _system_faults("release the namespaces"):
+            pins.release(directory)
+            if plan.init_cgroup is not None:
+                self._cgroups.delete(plan.init_cgroup)
+
+    async def remove(self, sandbox_id: str) -> None:
+        """Remove what a sandbox has on disk, stopped or not; idempotent."""
+        directory = self._directory / sandbox_id
+        await pins.kill_init(directory)
+        with _system_faults("remove the sandbox"):
+            pins.release(directory)
+            self._cgroups.delete(own_cgroup_of(sandbox_id))
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(directory)
+
+    async def reconcile(self, live: Collection[str]) -> None:
+        """Remove the sandboxes of nobody, and of the network what belongs to none of `live`."""
+        await self._network.reconcile(live)
+        try:
+            found = os.listdir(self._directory)
+        except FileNotFoundError:  # no pod since boot
+            return
+        for sandbox_id in set(found).difference(live):
+            await self.remove(sandbox_id)
+
+    def _make_cgroup(self, plan: SandboxPlan, undo: contextlib.AsyncExitStack) -> None:
+        with _system_faults("create the pod's cgroup"):
+            if plan.own_cgroup:
+                undo.callback(self._cgroups.delete, plan.cgroup_parent)
+            elif plan.init_cgroup is not None:
+                undo.callback(self._cgroups.delete, plan.init_cgroup)
+            self._cgroups.create(plan.init_cgroup or plan.cgroup_parent)
+            if plan.resources:
+                self._cgroups.apply(plan.cgroup_parent, plan.resources)
+
+    async def _make_namespaces(
+        self, plan: SandboxPlan, directory: Path, undo: contextlib.AsyncExitStack
+    ) -> tuple[int | None, dict[str, int]]:
+        """Have the worker make them; returns pid 1's host pid and the worker's fds by name."""
+        args = {
+            "directory": str(directory),
+            "namespaces": list(plan.namespaces),
+            "hostname": plan.hostname,
+            "sysctls": dict(plan.sysctls),
+            "shm_size": _SHM_SIZE if plan.own_ipc else 0,
+            "init_cgroup": plan.init_cgroup,
+        }
+        fds = [] if plan.init_cgroup is None else [self._program()]
+        # The worker undoes what it did when it fails; this is for when it is killed, and for what
+        # comes after it.
+        undo.callback(pins.release, directory)
+        undo.push_async_callback(pins.kill_init, directory)
+        try:
+            made, opened = await self._spawner.run_worker(
+                WORKER, args, fds, timeout=_WORKER_TIMEOUT_SECONDS
+            )
+        except WorkerError as err:
+            if err.kind == "ValueError":  # a sysctl's name or value
+                raise InvalidArgumentError(str(err)) from err
+            raise InternalError(f"create the pod's namespaces: {err}") from err
+        except (SpawnerError, TimeoutError) as err:
+            raise InternalError(f"create the pod's namespaces: {err}") from err
+        for fd in opened:
+            undo.callback(os.close, fd)
+        return made["init_pid"], dict(zip(made["fds"], opened, strict=True))
+
+    def _program(self) -> int:
+        if self._init_program is None:
+            self._init_program = pod_init.sealed(os.uname().machine)
+        return self._init_program
+
+
+def _make_files(
+    directory: Path, config: cri.PodSandboxConfig, undo: contextlib.AsyncExitStack
+) -> dict[str, str]:
+    with _system_faults("write the pod's files"):
+        directory.parent.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
+        directory.mkdir(_DIRECTORY_MODE)
+        undo.callback(shutil.rmtree, directory)
+        return write_etc_files(directory, config)
+
+
+async def _init_started(status: int) -> None:
+    """Wait until pid 1 runs its own program, or say why it does not."""
+    failure = bytearray()
+    try:
+        async with asyncio.timeout(_WORKER_TIMEOUT_SECONDS):
+            await read_to_end(status, failure, _MAX_INIT_FAILURE)
+    except TimeoutError as err:
+        raise InternalError(
+            f"the pod's init did not start within {_WORKER_TIMEOUT_SECONDS:g} s"
+        ) from err
+    if failure:
+        raise InternalError(f"start the pod's init: {failure.decode(errors='replace')}")
+
+
+@contextlib.contextmanager
+def _system_faults(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, CgroupError) as err:
+        raise InternalError(f"{what}: {err}") from err
+
+
+def _network_request(
+    sandbox_id: str,
+    config: cri.PodSandboxConfig,
+    plan: SandboxPlan,
+    directory: Path,
+    netlink: int | None,
+) -> PodNetworkRequest:
+    dns = None
+    if config.HasField("dns_config"):
+        given = config.dns_config
+        dns = DNS(tuple(given.servers), tuple(given.searches), tuple(given.options))
+    return PodNetworkRequest(
+        sandbox_id=sandbox_id,
+        name=config.metadata.name,
+        namespace=config.metadata.namespace,
+        uid=config.metadata.uid,
+        netns=directory / "ns" / "net",
+        netlink=netlink,
+        port_mappings=tuple(
+            PortMapping(
+                _PROTOCOLS[mapping.protocol],
+                mapping.container_port,
+                mapping.host_port,
+                mapping.host_ip,
+            )
+            for mapping in config.port_mappings
+        ),
+        annotations=dict(config.annotations),
+        labels=dict(config.labels),
+        cgroup_path=plan.cgroup_parent,
+        dns=dns,
+    )
+
+
+def _runtime(
+    plan: SandboxPlan,
+    directory: Path,
+    files: dict[str, str],
+    init_pid: int | None,
+    network: NetworkResult | None,
+) -> SandboxRuntime:
+    kinds = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid"}
+    pinned = {*plan.namespaces, *(["pid"] if plan.init_cgroup is not None else [])}
+    return SandboxRuntime(
+        namespaces={
+            name: f"{directory}/ns/{kind}" for name, kind in kinds.items() if kind in pinned
+        },
+        ips=list(network.ips) if network else [],
+        network=network.state if network else {},
+        cgroup_parent=plan.cgroup_parent,
+        files=files,
+        init_pid=init_pid,
+    )

@@ -1,0 +1,152 @@
+"""The network of pods: one interface, two providers (cni.py, builtin.py), chosen for each pod.
+
+A provider's `state` is JSON: it is stored with the sandbox and is all that its detach needs, so
+that a pod is detached by the provider that attached it, whatever the configuration says by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+State = dict[str, Any]
+
+# The pod's interface, as in every CNI runtime.
+INTERFACE = "eth0"
+
+
+@dataclass(frozen=True)
+class PortMapping:
+    """A wish for a host port; `host_ip` is "" for every address of the host."""
+
+    protocol: str  # "tcp", "udp", "sctp"
+    container_port: int
+    host_port: int
+    host_ip: str = ""
+
+
+@dataclass(frozen=True)
+class DNS:
+    """The pod's resolver configuration."""
+
+    servers: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PodNetworkRequest:
+    """What a provider may know of a pod.
+
+    `netns` is the pinned namespace; at detach it may be gone. `netlink` is an rtnetlink socket that
+    was opened inside it; it stays the caller's, and is None at detach.
+    """
+
+    sandbox_id: str
+    name: str
+    namespace: str
+    uid: str
+    netns: Path
+    netlink: int | None = None
+    port_mappings: tuple[PortMapping, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    cgroup_path: str = ""
+    dns: DNS | None = None
+
+
+@dataclass(frozen=True)
+class NetworkResult:
+    """An attached pod: `ips` primary first, `interfaces` the names inside the pod."""
+
+    ips: tuple[str, ...]
+    interfaces: tuple[str, ...]
+    state: State
+
+
+class NetworkStatus(NamedTuple):
+    """The NetworkReady condition: `reason` and `message` are empty when ready."""
+
+    ready: bool
+    reason: str = ""
+    message: str = ""
+
+
+NOT_READY_REASON = "NetworkPluginNotReady"  # the kubelet knows it by this name
+
+
+class Network(Protocol):
+    """What gives pods their network. Raises api.errors.CRIError."""
+
+    async def attach(self, pod: PodNetworkRequest) -> NetworkResult:
+        """Give the pod interfaces and addresses, or leave nothing behind and raise."""
+
+    async def detach(self, pod: PodNetworkRequest, state: State) -> None:
+        """Take back what attach gave; idempotent, also when the namespace is gone."""
+
+    def status(self) -> NetworkStatus:
+        """Say whether a pod could be attached now."""
+
+    async def reconcile(self, live: Collection[str]) -> None:
+        """Remove what belongs to no sandbox of `live` (ids), and restore what a crash took."""
+
+    async def close(self) -> None:
+        """End what runs in the background; the pods keep their network."""
+
+
+class ConfigurableNetwork(Network, Protocol):
+    """A provider that is there only when someone configured it."""
+
+    def configured(self) -> bool:
+        """Say whether a configuration exists, usable or not."""
+
+
+class SelectedNetwork:
+    """CNI where a configuration exists at that moment, otherwise the built-in network.
+
+    A broken configuration does not fall back: pods would get addresses nobody expects.
+    """
+
+    def __init__(
+        self, cni: ConfigurableNetwork, builtin: Network, *, fall_back: bool = True
+    ) -> None:
+        """With `fall_back` off, pods wait for a CNI configuration; old ones are still detached."""
+        self._cni = cni
+        self._builtin = builtin
+        self._fall_back = fall_back
+
+    def _current(self) -> tuple[str, Network]:
+        if self._fall_back and not self._cni.configured():
+            return "builtin", self._builtin
+        return "cni", self._cni
+
+    async def attach(self, pod: PodNetworkRequest) -> NetworkResult:
+        """Attach by the provider of the moment, and record which one it was."""
+        name, provider = self._current()
+        result = await provider.attach(pod)
+        state = {"provider": name, "state": result.state}
+        return NetworkResult(result.ips, result.interfaces, state)
+
+    async def detach(self, pod: PodNetworkRequest, state: State) -> None:
+        """Detach by the provider that attached; a pod without state never got that far."""
+        match state.get("provider"):
+            case "cni":
+                await self._cni.detach(pod, state["state"])
+            case "builtin":
+                await self._builtin.detach(pod, state["state"])
+
+    def status(self) -> NetworkStatus:
+        """Return the status of the provider that the next pod would get."""
+        return self._current()[1].status()
+
+    async def reconcile(self, live: Collection[str]) -> None:
+        """Reconcile both: pods of either may be live."""
+        await self._cni.reconcile(live)
+        await self._builtin.reconcile(live)
+
+    async def close(self) -> None:
+        """Close both."""
+        await self._cni.close()
+        await self._builtin.close()

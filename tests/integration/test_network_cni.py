@@ -1,0 +1,309 @@
+"""CNI with Debian's plugins, and with plugins that do what plugins should not do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from api.cri import api_pb2 as cri
+from api.errors import InternalError, UnavailableError
+from tests.integration.leaks import assert_nothing_left, snapshot
+from tests.integration.sandboxes import (
+    HOST,
+    World,
+    free_port,
+    inside,
+    links,
+    new_world,
+    other_machine,
+    pod_config,
+    run,
+    tcp,
+    udp,
+)
+
+WAIT_SECONDS = 30.0
+
+
+@pytest_asyncio.fixture
+async def world() -> AsyncIterator[World]:
+    async with new_world() as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def bridged(world: World) -> AsyncIterator[World]:
+    """World on Debian's bridge, host-local and portmap plugins."""
+    bridge = {
+        "type": "bridge",
+        "bridge": f"{world.bridge}c",
+        "isGateway": True,
+        "ipMasq": True,
+        "hairpinMode": True,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": world.cni_subnet}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dataDir": str(world.home / "host-local"),
+        },
+    }
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    configure(world, [bridge, portmap])
+    yield world
+    for pod in list(world.made):
+        await world.stop(pod)
+    run("ip", "link", "delete", f"{world.bridge}c")
+
+
+def configure(world: World, plugins: list[dict[str, Any]], version: str = "1.0.0") -> Path:
+    path = world.cni_dir / "10-test.conflist"
+    document = {"cniVersion": version, "name": f"net-{world.bridge}", "plugins": plugins}
+    path.write_text(json.dumps(document))
+    return path
+
+
+def plugin(world: World, name: str, script: str) -> dict[str, Any]:
+    """Install a plugin that keeps a record of its calls; returns its configuration."""
+    path = world.bin_dir / name
+    record = world.home / f"{name}.calls"
+    path.write_text(
+        f'#!/bin/sh\ninput=$(cat)\nprintf \'%s %s %s\\n\' "$CNI_COMMAND" "${{CNI_NETNS:--}}" '
+        f'"$input" >> {record}\n{script}\n'
+    )
+    path.chmod(0o755)
+    return {"type": name}
+
+
+def calls(world: World, name: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """What a plugin was called with: command, namespace, configuration."""
+    path = world.home / f"{name}.calls"
+    if not path.exists():
+        return []
+    lines = [line.split(" ", 2) for line in path.read_text().splitlines()]
+    return [(command, netns, json.loads(text)) for command, netns, text in lines]
+
+
+def answer(*addresses: str, version: str = "1.0.0") -> str:
+    """A shell command that answers ADD with these addresses of eth0."""
+    result = {
+        "cniVersion": version,
+        "interfaces": [{"name": "eth0", "sandbox": "/x"}],
+        "ips": [{"address": address, "interface": 0} for address in addresses],
+    }
+    return f"[ $CNI_COMMAND = DEL ] || echo '{json.dumps(result)}'"
+
+
+async def test_pods_talk_through_the_bridge_plugin(bridged: World) -> None:
+    first, second = await bridged.create(), await bridged.create()
+    a, b = bridged.netns(first), bridged.netns(second)
+    assert bridged.runtime(first).network["provider"] == "cni"
+    assert tcp(b, 80, a, (bridged.ip(second), 80)) == bridged.ip(first)
+    gateway = inside(a, lambda: run("ip", "route", "show", "default").split()[2])
+    assert tcp(a, 80, HOST, (bridged.ip(first), 80)) == gateway
+    assert tcp(a, 80, a, ("127.0.0.1", 80)) == "127.0.0.1"
+    with other_machine() as far:
+        assert tcp(far.netns, 80, a, (far.ip, 80)) == far.host_ip
+
+
+async def test_a_host_port_leads_to_the_pod_by_the_portmap_plugin(bridged: World) -> None:
+    tcp_port, udp_port = free_port(socket.SOCK_STREAM), free_port(socket.SOCK_DGRAM)
+    mappings = [
+        cri.PortMapping(protocol=cri.TCP, container_port=80, host_port=tcp_port),
+        cri.PortMapping(protocol=cri.UDP, container_port=53, host_port=udp_port),
+        cri.PortMapping(protocol=cri.TCP, container_port=81),  # no host port: not forwarded
+    ]
+    pod = await bridged.create(pod_config(port_mappings=mappings))
+    netns = bridged.netns(pod)
+    with other_machine() as far:
+        assert tcp(netns, 80, far.netns, (far.host_ip, tcp_port)) == far.ip
+        assert udp(netns, 53, far.netns, (far.host_ip, udp_port)) == far.ip
+        assert tcp(netns, 80, HOST, ("127.0.0.1", tcp_port))
+        assert tcp(netns, 80, HOST, (far.host_ip, tcp_port))
+
+
+async def test_pods_of_both_providers_live_beside_each_other(bridged: World) -> None:
+    config = bridged.cni_dir / "10-test.conflist"
+    aside = config.rename(config.with_suffix(".off"))
+    builtin = await bridged.create()
+    aside.rename(config)
+    cni = await bridged.create()
+    assert bridged.runtime(builtin).network["provider"] == "builtin"
+    assert bridged.runtime(cni).network["provider"] == "cni"
+    reached = (bridged.ip(builtin), 80)
+    assert tcp(bridged.netns(builtin), 80, bridged.netns(cni), reached)
+    await bridged.stop(builtin)
+    await bridged.stop(cni)
+    assert not bridged.builtin._leases.holders()
+
+
+async def test_nothing_is_left_after_stop_and_remove(bridged: World) -> None:
+    mapping = cri.PortMapping(
+        protocol=cri.TCP, container_port=80, host_port=free_port(socket.SOCK_STREAM)
+    )
+    first = await bridged.create()  # makes the bridge, which stays
+    before = snapshot([bridged.home / "host-local", bridged.home / "sandboxes"])
+    pod = await bridged.create(pod_config(port_mappings=[mapping]))
+    for _ in range(2):
+        await bridged.stop(pod)
+    await bridged.remove(pod)
+    await bridged.sandboxes.remove(pod)
+    assert_nothing_left(before, [bridged.home / "host-local", bridged.home / "sandboxes"])
+    await bridged.stop(first)
+
+
+async def test_del_works_after_the_configuration_has_gone(bridged: World) -> None:
+    pod = await bridged.create()
+    leases = bridged.home / "host-local" / f"net-{bridged.bridge}"
+    assert (leases / bridged.ip(pod)).exists()
+    (bridged.cni_dir / "10-test.conflist").unlink()
+    await bridged.stop(pod)
+    assert not (leases / bridged.ip(pod)).exists()
+
+
+async def test_a_pod_lost_in_a_crash_is_detached_at_the_next_start(bridged: World) -> None:
+    kept, lost = await bridged.create(), await bridged.create()
+    leases = bridged.home / "host-local" / f"net-{bridged.bridge}"
+    lost_ip = bridged.ip(lost)
+    await bridged.restart()
+    await bridged.sandboxes.reconcile([kept])
+    assert not (leases / lost_ip).exists()
+    assert (leases / bridged.ip(kept)).exists()
+    assert not (bridged.home / "sandboxes" / lost).exists()
+
+
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+async def test_chained_plugins_pass_their_results_on(world: World, version: str) -> None:
+    first = plugin(world, "first", answer("10.1.2.3/24", version=version))
+    second = plugin(world, "second", answer("10.1.2.3/24", "fd00::3/64", version=version))
+    second["capabilities"] = {"portMappings": True, "cgroupPath": True, "bandwidth": False}
+    configure(world, [first, second], version)
+    config = pod_config(
+        port_mappings=[cri.PortMapping(container_port=80, host_port=8080)],
+        annotations={"kubernetes.io/ingress-bandwidth": "10M"},
+    )
+    pod = await world.create(config)
+    assert world.runtime(pod).ips == ["10.1.2.3", "fd00::3"]
+    netns = world.netns(pod)
+    await world.stop(pod)
+
+    (add_first, del_first), (add_second, del_second) = calls(world, "first"), calls(world, "second")
+    assert (add_first[0], add_first[1], del_first[0]) == ("ADD", netns, "DEL")
+    assert "prevResult" not in add_first[2]
+    assert [ip["address"] for ip in add_second[2]["prevResult"]["ips"]] == ["10.1.2.3/24"]
+    assert add_second[2]["runtimeConfig"] == {
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}],
+        "cgroupPath": world.runtime(pod).cgroup_parent,
+    }
+    assert ("prevResult" in del_second[2]) == (version != "0.3.1")
+    assert del_second[2]["runtimeConfig"] == add_second[2]["runtimeConfig"]
+    assert del_second[2]["cniVersion"] == version
+
+
+async def test_a_failing_plugin_is_named_with_its_words_and_all_are_deleted(world: World) -> None:
+    error = {"cniVersion": "1.0.0", "code": 11, "msg": "no luck", "details": "today"}
+    good = plugin(world, "good", answer("10.1.2.3/24"))
+    bad = plugin(world, "bad", f"echo '{json.dumps(error)}'; [ $CNI_COMMAND = DEL ]")
+    configure(world, [good, bad])
+    before = snapshot([world.home / "sandboxes"])
+    with pytest.raises(InternalError, match=r"plugin bad ADD: no luck: today \(code 11\)"):
+        await world.create()
+    assert_nothing_left(before, [world.home / "sandboxes"])
+    assert [call[0] for call in calls(world, "good")] == ["ADD", "DEL"]
+    assert [call[0] for call in calls(world, "bad")] == ["ADD", "DEL"]
+
+
+async def test_a_hanging_plugin_is_killed_and_its_stderr_is_told(world: World) -> None:
+    world.cni_timeout = 0.5
+    await world.restart()
+    script = '[ "$CNI_COMMAND" = DEL ] && exit 0; echo waiting for a lease >&2; sleep 1000'
+    configure(world, [plugin(world, "slow", script)])
+    with pytest.raises(InternalError, match=r"plugin slow ADD: killed after 0.5 s.*for a lease"):
+        await world.create()
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo rubbish", "answered no JSON"),
+        ("echo '[]'", "answered no result"),
+        ("true", "answered no JSON"),
+        ("echo oops >&2; exit 3", "exit code 3, without a CNI error; stderr: oops"),
+        (answer(), "answered no address for eth0"),
+        ("kill -9 $$", "exit code 137"),
+        ('echo \'{"ips": [{"address": "x"}]}\'', "an address that is none"),
+        ('echo \'{"ips": [{"address": "1.2.3.4/8", "interface": 7}]}\'', "which is not listed"),
+        ('echo \'{"ips": {"address": "x"}}\'', "ips is no list"),
+    ],
+)
+async def test_an_answer_that_is_none_is_an_error(world: World, script: str, message: str) -> None:
+    configure(world, [plugin(world, "odd", f'[ "$CNI_COMMAND" = DEL ] && exit 0\n{script}')])
+    with pytest.raises(InternalError, match=message):
+        await world.create()
+    assert [call[0] for call in calls(world, "odd")] == ["ADD", "DEL"]
+
+
+async def test_a_pod_may_have_ipv6_only(world: World) -> None:
+    configure(world, [plugin(world, "six", answer("fd00::7/64"))])
+    pod = await world.create()
+    assert world.runtime(pod).ips == ["fd00::7"]
+
+
+async def test_a_failing_del_holds_nothing_up_and_is_tried_again(world: World) -> None:
+    flag = world.home / "works"
+    script = f'[ "$CNI_COMMAND" = ADD ] || [ -e {flag} ] || exit 1; {answer("10.1.2.3/24")}'
+    configure(world, [plugin(world, "weak", script)])
+    pod = await world.create()
+    await world.stop(pod)
+    await world.remove(pod)
+    assert [call[0] for call in calls(world, "weak")] == ["ADD", "DEL"]
+    flag.touch()
+    async with asyncio.timeout(WAIT_SECONDS):
+        await world.cni._retries[pod]
+    assert not world.cni._is_stored(pod)
+    last = calls(world, "weak")[-1]
+    assert (last[0], last[1]) == ("DEL", "-")  # the namespace has gone meanwhile
+
+
+async def test_a_failed_del_is_tried_again_after_a_restart(world: World) -> None:
+    flag = world.home / "works"
+    script = f'[ "$CNI_COMMAND" = ADD ] || [ -e {flag} ] || exit 1; {answer("10.1.2.3/24")}'
+    configure(world, [plugin(world, "weak", script)])
+    pod = await world.create()
+    await world.stop(pod)
+    await world.restart()
+    flag.touch()
+    await world.sandboxes.reconcile([pod])  # it is stopped, and not removed
+    assert not world.cni._is_stored(pod)
+
+
+async def test_a_broken_configuration_makes_the_network_not_ready(world: World) -> None:
+    assert world.network.status() == (True, "", "")  # the built-in one
+    (world.cni_dir / "10-test.conf").write_text("{")
+    ready, reason, message = world.network.status()
+    assert (ready, reason) == (False, "NetworkPluginNotReady")
+    assert "10-test.conf: not JSON" in message
+    with pytest.raises(UnavailableError, match=r"10-test\.conf"):
+        await world.create()
+    configure(world, [{"type": "absent"}])
+    assert "plugin absent is not in" in world.network.status().message
+    configure(world, [plugin(world, "there", answer("10.1.2.3/24"))])
+    assert world.network.status().ready
+    assert world.runtime(await world.create()).ips == ["10.1.2.3"]
+
+
+async def test_a_pod_on_the_hosts_network_runs_no_plugin(world: World) -> None:
+    configure(world, [plugin(world, "never", "exit 1")])
+    config = pod_config()
+    config.linux.security_context.namespace_options.network = cri.NODE
+    pod = await world.create(config)
+    assert world.runtime(pod).ips == []
+    await world.stop(pod)
+    assert calls(world, "never") == []
+    assert world.bridge not in links()

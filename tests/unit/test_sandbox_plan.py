@@ -1,0 +1,118 @@
+"""What a sandbox configuration asks for."""
+
+from __future__ import annotations
+
+import pytest
+
+from api.cri import api_pb2 as cri
+from api.errors import InvalidArgumentError, UnimplementedError
+from podsandbox.plan import cgroup_path, oci_resources, plan_sandbox
+
+
+def config(**options: int) -> cri.PodSandboxConfig:
+    made = cri.PodSandboxConfig(hostname="web")
+    for kind, mode in options.items():
+        setattr(made.linux.security_context.namespace_options, kind, mode)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("options", "namespaces", "shared_pid"),
+    [
+        ({}, ("net", "uts", "ipc"), True),  # POD is enum zero
+        ({"pid": cri.CONTAINER}, ("net", "uts", "ipc"), False),
+        ({"pid": cri.NODE}, ("net", "uts", "ipc"), False),
+        ({"network": cri.NODE}, ("ipc",), True),
+        ({"ipc": cri.NODE}, ("net", "uts"), True),
+        ({"network": cri.NODE, "ipc": cri.NODE, "pid": cri.NODE}, (), False),
+    ],
+)
+def test_the_namespace_modes(
+    options: dict[str, int], namespaces: tuple[str, ...], shared_pid: bool
+) -> None:
+    plan = plan_sandbox("abc", config(**options))
+    assert plan.namespaces == namespaces
+    assert (plan.init_cgroup is not None) == shared_pid
+    assert plan.hostname == ("web" if "uts" in namespaces else "")
+    assert plan.own_network == ("net" in namespaces)
+    assert plan.own_ipc == ("ipc" in namespaces)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"pid": cri.TARGET}, InvalidArgumentError),
+        ({"network": cri.CONTAINER}, InvalidArgumentError),
+        ({"ipc": cri.TARGET}, InvalidArgumentError),
+    ],
+)
+def test_modes_that_a_sandbox_cannot_have(options: dict[str, int], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        plan_sandbox("abc", config(**options))
+
+
+def test_user_namespaces_are_refused_and_the_hosts_is_not() -> None:
+    made = config()
+    made.linux.security_context.namespace_options.userns_options.mode = cri.NODE
+    plan_sandbox("abc", made)
+    made.linux.security_context.namespace_options.userns_options.mode = cri.POD
+    with pytest.raises(UnimplementedError, match="hostUsers"):
+        plan_sandbox("abc", made)
+
+
+def test_a_pod_without_a_cgroup_parent_has_one_of_its_own_with_its_limits() -> None:
+    made = config()
+    made.linux.resources.cpu_shares = 512
+    plan = plan_sandbox("abc", made)
+    assert (plan.cgroup_parent, plan.own_cgroup) == ("/criserver-abc", True)
+    assert plan.init_cgroup == "/criserver-abc/abc"
+    assert plan.resources == {"cpu": {"shares": 512}}
+
+
+def test_the_kubelets_cgroup_keeps_the_kubelets_limits() -> None:
+    made = config()
+    made.linux.cgroup_parent = "/kubepods/pod1"
+    made.linux.resources.cpu_shares = 512
+    plan = plan_sandbox("abc", made)
+    assert (plan.cgroup_parent, plan.own_cgroup) == ("/kubepods/pod1", False)
+    assert plan.init_cgroup == "/kubepods/pod1/abc"
+    assert plan.resources == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [("/kubepods/pod1", "/kubepods/pod1"), ("kubepods", "/kubepods"), ("/a/b/", "/a/b")],
+)
+def test_cgroup_parents(given: str, path: str) -> None:
+    assert cgroup_path(given) == path
+
+
+@pytest.mark.parametrize("given", ["/", "/a/../b", "..", "/a//b", "/a/./b", "/a\0b"])
+def test_a_cgroup_parent_that_is_no_path_is_refused(given: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="cgroup_parent"):
+        cgroup_path(given)
+
+
+@pytest.mark.parametrize("hostname", ["a" * 65, "a b", "a\n127.0.0.1 evil"])
+def test_a_hostname_that_is_none_is_refused(hostname: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="hostname"):
+        plan_sandbox("abc", cri.PodSandboxConfig(hostname=hostname))
+
+
+def test_resources_that_are_not_given_are_not_written() -> None:
+    assert oci_resources(cri.LinuxContainerResources()) == {}
+    given = cri.LinuxContainerResources(
+        cpu_quota=50000,
+        cpu_period=100000,
+        memory_limit_in_bytes=1 << 26,
+        memory_swap_limit_in_bytes=1 << 27,
+        cpuset_cpus="0",
+        hugepage_limits=[cri.HugepageLimit(page_size="2MB", limit=4 << 20)],
+        unified={"memory.high": "1"},
+    )
+    assert oci_resources(given) == {
+        "cpu": {"quota": 50000, "period": 100000, "cpus": "0"},
+        "memory": {"limit": 1 << 26, "swap": 1 << 27},
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}],
+        "unified": {"memory.high": "1"},
+    }
