@@ -1,0 +1,1 @@
+"""The CRI daemon: gRPC server, state, recovery and the client commands."""

@@ -1,0 +1,43 @@
+"""The OCI bundle of a container in the run directory: its directory and its config.json.
+
+Everything in it may hold secrets (environment variables), so directories are 0700, files 0600.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "config.json"
+ROOTFS = "rootfs"  # where the init mounts the root, in its own mount namespace
+
+
+def write_bundle(bundle: Path, spec: Mapping[str, Any]) -> None:
+    """Make the bundle's directory, its mount point and its spec. Raises OSError."""
+    bundle.mkdir(mode=0o700)
+    (bundle / ROOTFS).mkdir(mode=0o700)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open(bundle / FILE_NAME, flags, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(json.dumps(spec, separators=(",", ":")).encode())
+
+
+def read_spec(bundle: Path) -> dict[str, Any] | None:
+    """Return the spec; None when the bundle has gone (a reboot, a removal)."""
+    try:
+        spec: dict[str, Any] = json.loads((bundle / FILE_NAME).read_bytes())
+    except FileNotFoundError:
+        return None
+    return spec
+
+
+def remove_bundle(bundle: Path) -> None:
+    """Remove the bundle's directory; idempotent."""
+    try:
+        shutil.rmtree(bundle)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,140 @@
+"""The criserver command: the daemon, and a small client for people at a terminal.
+
+`main` reads the verb and imports only that verb's module. In particular nothing here imports grpc:
+`criserver serve` has to start its spawner before grpc's threads exist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+
+from criserver.cli.errors import RUNTIME_FAILURE, USAGE, CommandError
+
+DEFAULT_ENDPOINT = "unix:///run/criserver/criserver.sock"
+ENDPOINT_VARIABLE = "CRISERVER_ENDPOINT"
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One word of the command line, and the module that knows the rest."""
+
+    help: str
+    group: str
+    usage_exit_code: int = USAGE
+
+
+CONTAINERS, IMAGES, DAEMON = "containers", "images", "the daemon"
+
+VERBS = {
+    "run": Verb("run a command in a new container", CONTAINERS, RUNTIME_FAILURE),
+    "exec": Verb("run a command in a running container", CONTAINERS, RUNTIME_FAILURE),
+    "ps": Verb("list containers", CONTAINERS),
+    "logs": Verb("print what a container has written", CONTAINERS),
+    "stop": Verb("stop containers", CONTAINERS),
+    "rm": Verb("remove containers, with the pods that `run` made for them", CONTAINERS),
+    "images": Verb("list images", IMAGES),
+    "pull": Verb("pull images from a registry", IMAGES),
+    "image": Verb("import images from a file", IMAGES),
+    "rmi": Verb("remove images", IMAGES),
+    "serve": Verb("run the daemon", DAEMON),
+    "config": Verb("print or check the daemon's configuration", DAEMON),
+    "info": Verb("show the state of the runtime", DAEMON),
+    "version": Verb("show the versions of client and runtime", DAEMON),
+}
+
+# These parse their own arguments, and import what they need when they need it.
+PROGRAMS = {"serve": "criserver.daemon", "config": "criserver.config"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line argv (default: the process's) and return its exit code."""
+    options = _parser().parse_args(argv)
+    if options.version:
+        sys.stdout.write(f"criserver {version('criserver')}\n")
+        return 0
+    if options.verb is None:
+        _parser().print_help()
+        return 0
+    if options.verb not in VERBS:
+        sys.stderr.write(
+            f"criserver: unknown command {options.verb!r}; `criserver --help` lists them\n"
+        )
+        return USAGE
+    if options.verb in PROGRAMS:
+        program: Callable[[Sequence[str]], int] = import_module(PROGRAMS[options.verb]).main
+        return program(options.arguments)
+    return _run_verb(options.verb, options.arguments, options.endpoint)
+
+
+def _run_verb(name: str, arguments: Sequence[str], endpoint: str) -> int:
+    module = import_module(f"criserver.cli.verbs.{name}")
+    parser = _VerbParser(
+        prog=f"criserver {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.usage_exit_code = VERBS[name].usage_exit_code
+    module.add_arguments(parser)
+    options = parser.parse_args(arguments, argparse.Namespace(endpoint=endpoint))
+    run: Callable[[argparse.Namespace], int] = module.run
+    try:
+        return run(options)
+    except CommandError as err:
+        sys.stderr.write(f"criserver {name}: {err}\n")
+        return err.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has had enough of it. The interpreter flushes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+class _VerbParser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments, and where to read on."""
+
+    usage_exit_code = USAGE
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(self.usage_exit_code, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="criserver",
+        usage="criserver [--endpoint ENDPOINT] COMMAND …",
+        description="A Kubernetes container runtime, and a small client for it.",
+        epilog=_verbs_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--endpoint",
+        default=os.environ.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT,
+        help=f"the runtime's socket (default: ${ENDPOINT_VARIABLE}, or {DEFAULT_ENDPOINT})",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version of this program")
+    parser.add_argument("verb", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _verbs_help() -> str:
+    lines = []
+    for group in (CONTAINERS, IMAGES, DAEMON):
+        lines.append(f"commands for {group}:")
+        lines += [
+            f"  {name:<10} {verb.help}" for name, verb in VERBS.items() if verb.group == group
+        ]
+        lines.append("")
+    lines.append("`criserver COMMAND --help` explains one. A first container:")
+    lines.append("  criserver run -it --rm docker.io/library/busybox sh")
+    return "\n".join(lines)

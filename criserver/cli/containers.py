@@ -1,0 +1,91 @@
+"""Finding the containers that a person names, and taking away what `run` made."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from api.cri import api_pb2 as cri
+from criserver.cli.client import Client
+from criserver.cli.errors import FAILURE, CommandError
+
+# On the pods and containers that `run` made: each pod is its container's, and goes with it.
+MADE_BY_RUN = "io.criserver.cli.run"
+
+# A kubelet makes and deletes the log directories of its pods; for our pods we are the kubelet.
+LOG_ROOT = Path("/var/log/criserver")
+
+
+def find_container(client: Client, reference: str) -> cri.Container:
+    """Return the container of this id, name or unique beginning of an id.
+
+    Raises CommandError when there is none or more than one.
+    """
+    with client.doing("list containers"):
+        containers = client.runtime.ListContainers(cri.ListContainersRequest()).containers
+    for matches in (
+        [c for c in containers if c.id == reference],
+        [c for c in containers if c.metadata.name == reference],
+        [c for c in containers if reference and c.id.startswith(reference)],
+    ):
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            ids = ", ".join(container.id for container in matches)
+            raise CommandError(f"{reference!r} is not unique: use one of the ids {ids}")
+    raise CommandError(f"no container {reference!r}: `criserver ps -a` lists them")
+
+
+def container_status(client: Client, container_id: str) -> cri.ContainerStatus:
+    """Return a container's status. Raises CommandError."""
+    with client.doing(f"get the status of {container_id}"):
+        request = cri.ContainerStatusRequest(container_id=container_id)
+        return client.runtime.ContainerStatus(request).status
+
+
+def is_made_by_run(container: cri.Container) -> bool:
+    """Whether the container's pod was made by `run` for it alone."""
+    return MADE_BY_RUN in container.labels
+
+
+def log_directory(pod_uid: str) -> Path:
+    """Return where `run` has the log of its container written."""
+    return LOG_ROOT / pod_uid
+
+
+def remove_pod(client: Client, pod_id: str, pod_uid: str) -> None:
+    """Stop and remove a pod that `run` made, with its container and its log; idempotent."""
+    with client.doing(f"stop pod {pod_id}"):
+        client.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod_id))
+    with client.doing(f"remove pod {pod_id}"):
+        client.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+    remove_log(pod_uid)
+
+
+def remove_log(pod_uid: str) -> None:
+    """Remove the log directory of a pod that `run` made; one that is gone is no error."""
+    try:
+        shutil.rmtree(log_directory(pod_uid))
+    except FileNotFoundError:
+        pass
+    except OSError as err:
+        raise CommandError(f"cannot remove the log {log_directory(pod_uid)}: {err}") from err
+
+
+def for_each(verb: str, references: Sequence[str], action: Callable[[str], None]) -> int:
+    """Do one thing to each of many, printing each that succeeded; a failure stops no other.
+
+    Returns the command's exit code.
+    """
+    exit_code = 0
+    for reference in references:
+        try:
+            action(reference)
+        except CommandError as err:
+            sys.stderr.write(f"criserver {verb}: {err}\n")
+            exit_code = FAILURE
+        else:
+            sys.stdout.write(f"{reference}\n")
+    return exit_code

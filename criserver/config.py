@@ -1,0 +1,281 @@
+# ruff: noqa: RUF009 - setting() and table() return dataclasses.field(), which is immutable.
+"""The daemon's settings: TOML with drop-ins, typed and checked, overridden by flags.
+
+Read in this order, later wins: the defaults, the configuration file, the `*.toml` in its
+`config.d/` by name, the flags. A list replaces the list before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import ipaddress
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from criserver import config_schema
+from criserver.config_schema import ConfigError, setting, table
+
+DEFAULT_CONFIG = Path("/etc/criserver/config.toml")
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+CGROUP_DRIVERS = ("cgroupfs",)
+
+# IFNAMSIZ less the NUL (man 7 netdevice).
+MAX_INTERFACE_NAME = 15
+
+# The kernel's limit on sun_path less the NUL (man 7 unix).
+MAX_SOCKET_PATH = 107
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "ContainersConfig",
+    "NetworkConfig",
+    "RegistriesConfig",
+    "load",
+    "main",
+]
+
+
+def _is_interface(name: str) -> bool:
+    return bool(re.fullmatch(rf"[^\s/:]{{1,{MAX_INTERFACE_NAME}}}", name)) and name not in (
+        ".",
+        "..",
+    )
+
+
+def _is_subnets(subnets: tuple[str, ...]) -> bool:
+    try:
+        networks = [ipaddress.ip_network(subnet) for subnet in subnets]
+    except ValueError:
+        return False
+    versions = [network.version for network in networks]
+    roomy = all(
+        network.num_addresses >= 4 for network in networks
+    )  # network, bridge, pod, broadcast
+    return len(set(versions)) == len(versions) and roomy
+
+
+def _is_listen(address: str) -> bool:
+    return address == "" or (
+        address.startswith("unix:///") and len(address) <= 107 + len("unix://")
+    )
+
+
+def _is_positive(number: float) -> bool:
+    return number > 0
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """How pods get their network."""
+
+    cni_conf_dir: Path = setting(
+        Path("/etc/cni/net.d"),
+        "CNI network configurations. While there is none, the built-in bridge network is used.",
+    )
+    cni_bin_dirs: tuple[Path, ...] = setting(
+        (Path("/opt/cni/bin"), Path("/usr/lib/cni")), "Where CNI plugins are looked for, in order."
+    )
+    cni_timeout_seconds: float = setting(
+        60.0, "How long one CNI plugin may take.", "more than 0", _is_positive
+    )
+    bridge: str = setting(
+        "",
+        "The bridge of the built-in network, made when the first pod needs it; empty: the first\n"
+        "of criserver0, criserver1, ... that is free.",
+        f"an interface name (1 to {MAX_INTERFACE_NAME} characters, no '/', ':' or space)",
+        lambda name: name == "" or _is_interface(name),
+    )
+    subnets: tuple[str, ...] = setting(
+        (),
+        "The built-in network's addresses: one IPv4 subnet, one IPv6 subnet, or one of each;\n"
+        "empty: an IPv4 subnet that the host has no route for, chosen once.",
+        "one IPv4 and/or one IPv6 subnet of at least 4 addresses, without host bits",
+        _is_subnets,
+    )
+
+
+@dataclass(frozen=True)
+class ContainersConfig:
+    """What holds for every container."""
+
+    pids_limit: int = setting(
+        0,
+        "The most processes and threads in one container; 0 is no limit of its own.",
+        "0 or more",
+        lambda limit: limit >= 0,
+    )
+    exec_drain_seconds: float = setting(
+        2.0,
+        "How long ExecSync reads on after its command has exited while a child of the command\n"
+        "still holds the output open.",
+        "0 or more",
+        lambda seconds: seconds >= 0,
+    )
+
+
+@dataclass(frozen=True)
+class RegistriesConfig:
+    """How registries are reached."""
+
+    certs_dir: Path = setting(
+        Path("/etc/criserver/certs.d"),
+        "Mirrors and TLS of registries: <certs_dir>/<host>/hosts.toml, as containerd reads it.",
+    )
+    max_parallel_layers: int = setting(
+        4, "How many layers are downloaded and unpacked at a time.", "1 or more", _is_positive
+    )
+    stall_timeout_seconds: float = setting(
+        60.0,
+        "How long a registry may send nothing before the connection counts as broken.",
+        "more than 0",
+        _is_positive,
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of the daemon."""
+
+    root: Path = setting(Path("/var/lib/criserver"), "What survives a reboot: database and images.")
+    run_dir: Path = setting(
+        Path("/run/criserver"),
+        "What a reboot voids: sockets, bundles, pinned namespaces. Should be a tmpfs.",
+    )
+    listen: str = setting(
+        "",
+        "Where the CRI is served; empty is criserver.sock in run_dir.",
+        f"unix:///PATH, the path at most {MAX_SOCKET_PATH} bytes",
+        _is_listen,
+    )
+    log_level: str = setting(
+        "info",
+        "One of debug, info, warning, error. Logs go to the standard error.",
+        f"one of {', '.join(LOG_LEVELS)}",
+        lambda level: level in LOG_LEVELS,
+    )
+    default_runtime: str = setting(
+        "runtimeshim",
+        "The name of the embedded executor as a runtime handler; it is also the handler ''.",
+        "a non-empty DNS label",
+        lambda name: bool(re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)),
+    )
+    cgroup_driver: str = setting(
+        "cgroupfs",
+        "Who manages cgroups; the kubelet is told.",
+        f"one of {', '.join(CGROUP_DRIVERS)}",
+        lambda driver: driver in CGROUP_DRIVERS,
+    )
+    network: NetworkConfig = table(NetworkConfig)
+    containers: ContainersConfig = table(ContainersConfig)
+    registries: RegistriesConfig = table(RegistriesConfig)
+
+    @property
+    def listen_path(self) -> Path:
+        """The path of the CRI socket."""
+        if self.listen:
+            return Path(self.listen.removeprefix("unix://"))
+        return self.run_dir / "criserver.sock"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values, for Status and for a person to read."""
+        result: dict[str, Any] = _json(dataclasses.asdict(self))
+        result["listen"] = f"unix://{self.listen_path}"
+        return result
+
+
+def _json(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _json(item) for key, item in value.items()}
+        case tuple():
+            return [_json(item) for item in value]
+        case Path():
+            return str(value)
+        case _:
+            return value
+
+
+FLAGS = {  # flag -> setting
+    "--listen": "listen",
+    "--root": "root",
+    "--run-dir": "run_dir",
+    "--certs-dir": "registries.certs_dir",
+    "--cni-conf-dir": "network.cni_conf_dir",
+    "--cni-bin-dir": "network.cni_bin_dirs",
+    "--log-level": "log_level",
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--config` and the flags that override settings."""
+    parser.add_argument("--config", type=Path, help=f"TOML file (default {DEFAULT_CONFIG})")
+    for flag, key in FLAGS.items():
+        repeatable = flag == "--cni-bin-dir"
+        parser.add_argument(
+            flag,
+            dest=key,
+            action="append" if repeatable else "store",
+            metavar=flag.rsplit("-", 1)[-1].upper(),
+            help=f"overrides the setting {key}" + ("; repeatable" if repeatable else ""),
+        )
+
+
+def load(path: Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """Read the settings; `overrides` are {dotted key: value} of the flags that were given.
+
+    The default file may be missing, one that was named may not. Raises ConfigError.
+    """
+    values: dict[str, Any] = {}
+    file = path or DEFAULT_CONFIG
+    if path is not None or file.exists():
+        values.update(config_schema.read_file(file, Config))
+    for drop_in in sorted((file.parent / "config.d").glob("*.toml")):
+        values.update(config_schema.read_file(drop_in, Config))
+    flags = {key: flag for flag, key in FLAGS.items()}
+    for key, value in (overrides or {}).items():
+        values[key] = config_schema.check_value(key, value, Config, flags.get(key, key))
+    config: Config = config_schema.build(Config, values)
+    if not _is_listen(f"unix://{config.listen_path}"):
+        raise ConfigError(
+            f"run_dir {config.run_dir}",
+            f"listen must be set: {config.listen_path} is over {MAX_SOCKET_PATH} bytes long",
+        )
+    return config
+
+
+def load_flags(options: argparse.Namespace) -> Config:
+    """Read the settings that a command line parsed with `add_flags` asks for."""
+    given = {key: value for key in FLAGS.values() if (value := getattr(options, key)) is not None}
+    return load(options.config, given)
+
+
+def main(args: Sequence[str]) -> int:
+    """Run `criserver config default|dump|check`; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="criserver config", description="Show or check the configuration."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("default", help="print the documented default configuration")
+    add_flags(commands.add_parser("dump", help="print the settings in effect"))
+    add_flags(commands.add_parser("check", help="check the configuration; 0 if it can be used"))
+    options = parser.parse_args(args)
+    if options.command == "default":
+        sys.stdout.write(config_schema.to_toml(Config(), documented=True))
+        return 0
+    try:
+        config = load_flags(options)
+    except ConfigError as err:
+        sys.stderr.write(f"criserver: {err}\n")
+        return 1
+    if options.command == "dump":
+        sys.stdout.write(config_schema.to_toml(config))
+    else:
+        sys.stdout.write("the configuration is good\n")
+    return 0

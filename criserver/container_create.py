@@ -1,0 +1,263 @@
+"""CreateContainer: image, user, spec, bundle, writable layer, and an init that waits for start.
+
+Everything is undone, last first, when any of it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import posixpath
+import signal
+import time
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from api.cri import api_pb2 as cri
+from api.errors import (
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    UnimplementedError,
+)
+from api.stages import RECORDER, stage
+from criserver import host_devices, signals
+from criserver.bundle import remove_bundle, write_bundle
+from criserver.container_spec import ContainerSpecInput, container_spec, localhost_profile
+from criserver.made_once import join_or_claim
+from criserver.runtime import Runtime, new_id
+from criserver.store.containers import State, container_name
+from criserver.store.sandboxes import Sandbox
+from criserver.users import ResolvedUser, resolve_user
+from imageservice.store import Image
+from podsandbox.lifecycle import SandboxRuntime
+from runtimeshim.client import CreateError, Rootfs, Shim, ShimOptions
+
+log = logging.getLogger(__name__)
+
+OPERATION = "CreateContainer"
+
+# What the peers make of a host path that does not exist.
+HOST_PATH_MODE = 0o755
+
+
+async def create_container(
+    runtime: Runtime, request: cri.CreateContainerRequest
+) -> cri.CreateContainerResponse:
+    """Create a container in a READY sandbox; the same name again joins the operation in flight."""
+    sandbox = runtime.sandboxes.mirror.get(request.pod_sandbox_id)
+    config = request.config
+    log_path = _check(sandbox, request)
+    name = container_name(config.metadata, sandbox.message.metadata)
+    holder = runtime.containers.mirror.by_name(name)
+    if holder is not None:
+        container_id = await join_or_claim(runtime.operations, OPERATION, holder)
+    else:
+        container = runtime.containers.reserve(new_id(), name, sandbox.id, config)
+        creation = Creation(runtime, container.id, sandbox, config, log_path)
+        container_id = await runtime.operations.run(container.id, OPERATION, creation.run)
+    return cri.CreateContainerResponse(container_id=container_id)
+
+
+def _check(sandbox: Sandbox, request: cri.CreateContainerRequest) -> str:
+    """Refuse what cannot be created whatever the system says; returns the log's path."""
+    config = request.config
+    if not config.metadata.name:
+        raise InvalidArgumentError("config.metadata needs a name")
+    if not config.image.image:
+        raise InvalidArgumentError("config.image.image is empty")
+    _check_ready(sandbox)
+    if config.CDI_devices:
+        raise UnimplementedError("config.CDI_devices: CDI is not implemented")
+    if any(mount.HasField("image") for mount in config.mounts):
+        raise UnimplementedError(
+            "ImageVolumeMountFailed: config.mounts: image volumes are not implemented"
+        )
+    directory = request.sandbox_config.log_directory or sandbox.message.log_directory
+    return _log_path(directory, config.log_path)
+
+
+def _check_ready(sandbox: Sandbox) -> None:
+    if sandbox.state != cri.SANDBOX_READY:
+        raise FailedPreconditionError(f"the pod sandbox {sandbox.id} is not ready")
+
+
+def _log_path(directory: str, path: str) -> str:
+    """Return the log's absolute path, empty for none; it cannot leave the log directory."""
+    if not directory or not path:
+        return ""
+    normal = posixpath.normpath(path)
+    if path.startswith("/") or normal in (".", "..") or normal.startswith("../") or "\0" in path:
+        raise InvalidArgumentError(f"log_path {path[:256]!r} leaves the pod's log directory")
+    if not directory.startswith("/") or "\0" in directory:
+        raise InvalidArgumentError(f"log_directory {directory[:256]!r} is not an absolute path")
+    return posixpath.join(directory, normal)
+
+
+class Creation:
+    """One CreateContainer; what it makes is undone when it fails."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        container_id: str,
+        sandbox: Sandbox,
+        config: cri.ContainerConfig,
+        log_path: str,
+    ) -> None:
+        self._runtime = runtime
+        self._id = container_id
+        self._sandbox = sandbox
+        self._config = config
+        self._log_path = log_path
+
+    async def run(self) -> str:
+        """Create the container and return its id."""
+        runtime, created_at = self._runtime, time.time_ns()
+        async with AsyncExitStack() as undo:
+            undo.callback(runtime.containers.remove, self._id)
+            image = runtime.images.resolve(self._config.image.image)
+            stop_signal = self._stop_signal(image)
+            with stage("rootfs"):  # from here on the image's layers stay, whoever removes it
+                undo.push_async_callback(runtime.images.remove_rootfs, self._id)
+                rootfs = await runtime.images.prepare_rootfs(image, self._id)
+            with stage("user"):
+                user = await self._user(image)
+            with stage("spec"):
+                spec = self._spec(image, user)
+                await asyncio.to_thread(self._make_directories)
+            shim = await self._isolate(rootfs, spec, undo)
+            # The sandbox may have been stopped meanwhile; it has not seen this container then.
+            _check_ready(runtime.sandboxes.mirror.get(self._sandbox.id))
+            runtime.containers.created(
+                self._id,
+                image_id=image.id,
+                log_path=self._log_path,
+                stop_signal=stop_signal,
+                user=json.dumps(
+                    {"uid": user.uid, "gid": user.gid, "groups": list(user.additional_gids)}
+                ),
+                pid=shim.pid,
+                created_at=created_at,
+            )
+            undo.pop_all()
+        runtime.shims.adopt(self._id, shim)
+        return self._id
+
+    async def _isolate(self, rootfs: Rootfs, spec: dict[str, Any], undo: AsyncExitStack) -> Shim:
+        """Make the bundle, and have the shim create the container."""
+        bundle = self._runtime.bundle(self._id)
+        undo.callback(remove_bundle, bundle)
+        write_bundle(bundle, spec)
+        options = ShimOptions(
+            rootfs=rootfs,
+            log_path=Path(self._log_path) if self._log_path else None,
+            stdin=self._config.stdin,
+            stdin_once=self._config.stdin_once,
+        )
+        try:
+            with stage("create"):
+                shim = await self._runtime.spawner.spawn_shim(self._id, bundle, options)
+        except CreateError as err:
+            raise _create_error(err) from err
+        undo.push_async_callback(shim.delete)
+        if (recorder := RECORDER.get()) is not None:
+            recorder.add(shim.timings, "create")
+        for warning in shim.warnings:
+            log.warning("container %s: %s", self._id, warning)
+        return shim
+
+    async def _user(self, image: Image) -> ResolvedUser:
+        database = await self._runtime.images.user_database(image)
+        context = self._config.linux.security_context
+        image_user = _image_config(image).get("User") or ""
+        return resolve_user(context, image_user, database.passwd, database.group)
+
+    def _stop_signal(self, image: Image) -> int:
+        """Return the request's stop signal, else the image's, else SIGTERM."""
+        asked = signals.number_of(self._config.stop_signal)
+        text = _image_config(image).get("StopSignal") or ""
+        if asked is not None or not text:
+            return asked or int(signal.SIGTERM)
+        try:
+            return signals.parse(text)
+        except InvalidArgumentError as err:  # the image can be run all the same
+            log.warning("container %s: StopSignal of its image: %s", self._id, err)
+            return int(signal.SIGTERM)
+
+    def _spec(self, image: Image, user: ResolvedUser) -> dict[str, Any]:
+        runtime, config = self._runtime, self._config
+        context = config.linux.security_context
+        host = runtime.host
+        if context.privileged:
+            host = replace(host, devices=tuple(host_devices.host_devices()))
+        made = self._sandbox.runtime_values or {}
+        spec = container_spec(
+            ContainerSpecInput(
+                container_id=self._id,
+                sandbox_id=self._sandbox.id,
+                config=config,
+                sandbox_config=self._sandbox.message,
+                sandbox=SandboxRuntime(**made),
+                image_name=config.image.user_specified_image or config.image.image,
+                image_config=_image_config(image),
+                user=user,
+                host=host,
+                devices=tuple(host_devices.requested(list(config.devices))),
+                seccomp_profile=_read_profile(localhost_profile(context)),
+                target_pid_namespace=self._target(context.namespace_options),
+            )
+        )
+        if (limit := runtime.config.containers.pids_limit) > 0:
+            spec["linux"]["resources"]["pids"] = {"limit": limit}
+        return spec
+
+    def _target(self, options: cri.NamespaceOption) -> str:
+        """Return the PID namespace of the container that an ephemeral one is to debug."""
+        if options.pid != cri.TARGET:
+            return ""
+        target = self._runtime.containers.mirror.get(options.target_id)
+        if target.sandbox_id != self._sandbox.id or target.state is not State.RUNNING:
+            raise FailedPreconditionError(
+                f"target_id {target.id}: it is not a RUNNING container of the same pod sandbox"
+            )
+        return f"/proc/{target.pid}/ns/pid"
+
+    def _make_directories(self) -> None:
+        """Make the host paths that are missing, as the peers do, and the log's directory."""
+        paths = [mount.host_path for mount in self._config.mounts if mount.host_path]
+        if self._log_path:
+            paths.append(posixpath.dirname(self._log_path))
+        for path in paths:
+            try:
+                if not os.path.exists(path):
+                    os.makedirs(path, HOST_PATH_MODE, exist_ok=True)
+            except (OSError, ValueError) as err:
+                raise InvalidArgumentError(f"{path[:256]!r} cannot be made: {err}") from err
+
+
+def _create_error(error: CreateError) -> Exception:
+    """Tell what the request asked for in vain from the system's own faults."""
+    kind = InvalidArgumentError if error.kind == "start" else InternalError
+    return kind(f"the container cannot be created: {error}")
+
+
+def _image_config(image: Image) -> dict[str, Any]:
+    """Return the `config` object of the OCI image configuration; an image may have none."""
+    config: dict[str, Any] = image.config.get("config") or {}
+    return config
+
+
+def _read_profile(path: str) -> dict[str, Any] | None:
+    """Read a localhost seccomp profile, an OCI linux.seccomp object."""
+    if not path:
+        return None
+    try:
+        profile: dict[str, Any] = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as err:
+        raise InvalidArgumentError(f"the seccomp profile {path} cannot be read: {err}") from err
+    return profile

@@ -1,0 +1,70 @@
+"""ListContainers, and the filters that all lists share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from api.cri import api_pb2 as cri
+from api.errors import InvalidArgumentError
+from criserver.runtime import Runtime
+from criserver.store.containers import CRI_STATES, Container
+from criserver.store.mirror import Mirror, R
+
+
+async def list_containers(
+    runtime: Runtime, request: cri.ListContainersRequest
+) -> cri.ListContainersResponse:
+    """List the containers that match all parts of the filter."""
+    containers = matching_containers(runtime, request.filter)
+    return cri.ListContainersResponse(containers=[listed(container) for container in containers])
+
+
+def matching_containers(runtime: Runtime, wanted: cri.ContainerFilter) -> Iterator[Container]:
+    """Return the containers that match all parts of the filter, oldest first."""
+    sandbox = full_id(runtime.sandboxes.mirror, wanted.pod_sandbox_id)
+    for container in by_id(runtime.containers.mirror, wanted.id):
+        if wanted.pod_sandbox_id and container.sandbox_id != sandbox:
+            continue
+        if wanted.HasField("state") and CRI_STATES[container.state] != wanted.state.state:
+            continue
+        if has_labels(container.message_config.labels, wanted.label_selector):
+            yield container
+
+
+def by_id(mirror: Mirror[R], reference: str) -> list[R]:
+    """Return what an id or unique prefix in a filter selects: all, one, or nothing."""
+    if not reference:
+        return mirror.made()
+    selected = full_id(mirror, reference)
+    return [mirror.exact(selected)] if selected else []
+
+
+def full_id(mirror: Mirror[R], reference: str) -> str:
+    """Return the full id of an id or unique prefix in a filter; empty when it selects nothing."""
+    try:
+        record = mirror.find(reference) if reference else None
+    except InvalidArgumentError:  # ambiguous: a filter that selects none, as the peers have it
+        return ""
+    return record.id if record else ""
+
+
+def has_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Tell whether all the selector's labels are there with its values."""
+    return all(labels.get(key) == value for key, value in selector.items())
+
+
+def listed(container: Container) -> cri.Container:
+    """Return a container as lists show it."""
+    config = container.message_config
+    return cri.Container(
+        id=container.id,
+        pod_sandbox_id=container.sandbox_id,
+        metadata=config.metadata,
+        image=config.image,
+        image_ref=container.image_id,
+        image_id=container.image_id,
+        state=CRI_STATES[container.state],
+        created_at=container.created_at,
+        labels=config.labels,
+        annotations=config.annotations,
+    )

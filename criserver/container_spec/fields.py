@@ -1,0 +1,28 @@
+"""Checks of request fields; each error names the field as the CRI does."""
+
+from __future__ import annotations
+
+import posixpath
+
+from api.errors import InvalidArgumentError
+
+
+def invalid(field: str, why: str) -> InvalidArgumentError:
+    """Return the error for a field."""
+    return InvalidArgumentError(f"{field}: {why}")
+
+
+def text(field: str, value: str) -> str:
+    """Refuse a NUL byte, which would end the string early for the kernel."""
+    if "\0" in value:
+        raise invalid(field, "contains a NUL byte")
+    return value
+
+
+def absolute_path(field: str, value: str) -> str:
+    """Return an absolute path without "." and double slashes; ".." is refused."""
+    if not text(field, value).startswith("/"):
+        raise invalid(field, f"{value!r} is not an absolute path")
+    if ".." in value.split("/"):
+        raise invalid(field, f"{value!r} contains '..'")
+    return "/" + posixpath.normpath(value).lstrip("/")

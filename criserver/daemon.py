@@ -1,0 +1,194 @@
+"""`criserver serve`: put the parts together, recover, serve, and end without disturbing anything.
+
+The order matters: the spawner is started before grpc is imported, because gRPC's threads must not
+be there when a process is made; the socket answers (UNAVAILABLE) while the daemon recovers, so that
+clients wait and do not fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from criserver import config as configuration
+from criserver.config import Config, ConfigError
+from criserver.host_facts import host_facts
+from criserver.recovery import recover
+from criserver.runtime import Runtime
+from criserver.shims import Shims
+from criserver.status import VERSION
+from criserver.store.containers import ContainerStore
+from criserver.store.database import DatabaseError, checkpoint_forever, open_database
+from criserver.store.lock import Lock, LockedError
+from criserver.store.sandboxes import SandboxStore
+from imageservice import service
+from imageservice.hosts import RegistryConfig
+from podsandbox import lifecycle
+from podsandbox.network import SelectedNetwork
+from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
+from podsandbox.network.cni import CNINetwork
+from runtimeshim.client import Spawner, SpawnerError
+from runtimeshim.linux import cgroups
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+log = logging.getLogger(__name__)
+
+# What the spawner imports at its start and runs in forks of itself.
+WORKERS = {
+    lifecycle.WORKER: "podsandbox.namespaces_worker:main",
+    **service.WORKERS,
+}
+
+# What RPCs under way get on SIGTERM before they are cut off, and after that what operations get.
+GRACE_SECONDS = 5.0
+DRAIN_SECONDS = 10.0
+
+
+def main(args: Sequence[str]) -> int:
+    """Run `criserver serve`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="criserver serve", description="Serve the CRI.")
+    configuration.add_flags(parser)
+    options = parser.parse_args(args)
+    try:
+        config = configuration.load_flags(options)
+        _set_up_logging(config.log_level)
+        os.umask(0o022)  # modes in this project are those that are written
+        lock = _lock(config)
+        try:
+            asyncio.run(serve(config))
+        finally:
+            lock.release()
+    except (ConfigError, LockedError, DatabaseError, SpawnerError, OSError) as err:
+        sys.stderr.write(f"criserver: {err}\n")
+        return 1
+    return 0
+
+
+def _set_up_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    # Their debug level tells of every system call, and aiohttp's of request headers.
+    for noisy in ("asyncio", "aiohttp", "grpc", "pyroute2"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _lock(config: Config) -> Lock:
+    for directory in (config.root, config.run_dir, config.run_dir / "containers"):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Lock([config.root, config.run_dir])
+
+
+async def serve(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT; containers go on."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        connection = stack.enter_context(contextlib.closing(open_database(config.root)))
+        spawner = await Spawner.connect(config.run_dir, WORKERS)
+        stack.push_async_callback(spawner.close)
+        builtin = BuiltinConfig(
+            bridge=config.network.bridge or None, subnets=config.network.subnets
+        )
+        network = BuiltinNetwork(builtin, connection)
+        stack.push_async_callback(network.close)
+        runtime = _make_runtime(config, connection, spawner, network)
+        stack.push_async_callback(runtime.shims.close)
+        stack.push_async_callback(runtime.images.close)
+        checkpoints = asyncio.create_task(checkpoint_forever(config.root))
+        stack.callback(checkpoints.cancel)
+        await _serve(runtime, connection, stopping)
+
+
+def _make_runtime(
+    config: Config, connection: sqlite3.Connection, spawner: Spawner, builtin: BuiltinNetwork
+) -> Runtime:
+    manager = cgroups.manager()
+    network = SelectedNetwork(_make_cni(config, connection, spawner), builtin)
+    sandboxes = SandboxStore(connection)
+    containers = ContainerStore(connection)
+    registries = RegistryConfig(
+        certs_dir=config.registries.certs_dir,
+        max_parallel_layers=config.registries.max_parallel_layers,
+        stall_timeout=config.registries.stall_timeout_seconds,
+    )
+    return Runtime(
+        config=config,
+        sandboxes=sandboxes,
+        containers=containers,
+        shims=Shims(containers),
+        spawner=spawner,
+        images=service.ImageService(config.root, connection, spawner, registries),
+        pods=lifecycle.Sandboxes(config.run_dir, spawner, network, manager),
+        network=network,
+        host=host_facts(manager),
+    )
+
+
+def _make_cni(config: Config, connection: sqlite3.Connection, spawner: Spawner) -> CNINetwork:
+    settings = config.network
+    return CNINetwork(
+        settings.cni_conf_dir,
+        settings.cni_bin_dirs,
+        spawner,
+        connection,
+        timeout=settings.cni_timeout_seconds,
+    )
+
+
+async def _serve(runtime: Runtime, connection: sqlite3.Connection, stopping: asyncio.Event) -> None:
+    """Bind the socket, recover, and answer until `stopping` is set."""
+    # Here, with the spawner running: grpc starts threads when it is imported.
+    from criserver.handlers import handlers
+    from criserver.interceptors import Readiness
+    from criserver.server import bind, make_server
+
+    readiness = Readiness()
+    server = make_server(handlers(runtime), readiness)
+    _add_extension(server, runtime)
+    socket = runtime.config.listen_path
+    bind(server, socket)
+    await server.start()
+    try:
+        await recover(runtime, connection)
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: later collections need not look at it
+        readiness.ready()
+        _announce(socket)
+        await stopping.wait()
+        log.info("stopping")
+    finally:
+        readiness.close("criserver is stopping")
+        await server.stop(GRACE_SECONDS)
+        await runtime.operations.drain(DRAIN_SECONDS)
+
+
+def _add_extension(server: grpc.aio.Server, runtime: Runtime) -> None:
+    from api.extension import extension_pb2_grpc
+    from criserver.extension import extension_servicer
+
+    servicer = extension_servicer(runtime.find_shim, runtime.images)
+    extension_pb2_grpc.add_ExtensionServicer_to_server(servicer, server)
+
+
+def _announce(socket: Path) -> None:
+    """Print the one line that says that clients can come."""
+    sys.stdout.write(f"criserver {VERSION} serving CRI v1 on unix://{socket}\n")
+    sys.stdout.flush()

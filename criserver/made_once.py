@@ -1,0 +1,25 @@
+"""Creation under a name: a retry joins the creation, or is handed what it missed."""
+
+from __future__ import annotations
+
+from api.errors import AlreadyExistsError
+from criserver.operations import Operations
+from criserver.store.mirror import Record
+
+
+async def join_or_claim(operations: Operations, name: str, holder: Record) -> str:
+    """Return the id of the object that holds the wanted name, if the caller may have it.
+
+    The kubelet repeats a creation that outlasted its deadline, with the same name: it joins the
+    operation `name`, or gets the finished object that nobody was there to take. Otherwise the name
+    belongs to somebody: AlreadyExistsError.
+    """
+    if not holder.made and operations.in_flight(holder.id, name):
+        return await operations.run(holder.id, name, _never)
+    if holder.made and operations.claim(holder.id):
+        return holder.id
+    raise AlreadyExistsError(f"the name {holder.name} belongs to {holder.id}")
+
+
+async def _never() -> str:
+    raise AssertionError("the operation that was in flight is gone")

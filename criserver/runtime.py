@@ -1,0 +1,59 @@
+"""What the RPCs share: the settings, the stores and the parts below."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imageservice.service import ImageService
+
+from api.errors import FailedPreconditionError
+from criserver.config import Config
+from criserver.container_spec import HostFacts
+from criserver.operations import Operations
+from criserver.shims import Shims
+from criserver.stops import Stops
+from criserver.store.containers import ContainerStore
+from criserver.store.sandboxes import SandboxStore
+from podsandbox.lifecycle import Sandboxes
+from podsandbox.network import Network
+from runtimeshim.client import Shim, Spawner
+
+# 32 random bytes as 64 hex digits, as the peers': no "-", since the kubelet takes what follows the
+# last one in a cgroup's name for the id.
+ID_BYTES = 32
+
+
+@dataclass
+class Runtime:
+    """One daemon's parts; made once by criserver.daemon."""
+
+    config: Config
+    sandboxes: SandboxStore
+    containers: ContainerStore
+    shims: Shims
+    spawner: Spawner
+    images: ImageService
+    pods: Sandboxes
+    network: Network
+    host: HostFacts
+    operations: Operations = field(default_factory=Operations)
+    stops: Stops = field(default_factory=Stops)
+
+    def bundle(self, container_id: str) -> Path:
+        """Return the directory of a container's bundle."""
+        return self.config.run_dir / "containers" / container_id
+
+    def find_shim(self, reference: str) -> tuple[Shim, Path]:
+        """Return the shim and the bundle of a container that lives, by id or unique prefix."""
+        container = self.containers.mirror.get(reference)
+        shim = self.shims.get(container.id)
+        if shim is None:
+            raise FailedPreconditionError(f"container {container.id} is {container.state.name}")
+        return shim, self.bundle(container.id)
+
+
+def new_id() -> str:
+    """Return the id of a new sandbox or container."""
+    return secrets.token_hex(ID_BYTES)

@@ -1,0 +1,40 @@
+"""ListPodSandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from api.cri import api_pb2 as cri
+from criserver.container_list import by_id, has_labels
+from criserver.runtime import Runtime
+from criserver.store.sandboxes import Sandbox
+
+
+async def list_pod_sandbox(
+    runtime: Runtime, request: cri.ListPodSandboxRequest
+) -> cri.ListPodSandboxResponse:
+    """List the sandboxes that match all parts of the filter."""
+    sandboxes = matching_sandboxes(runtime, request.filter)
+    return cri.ListPodSandboxResponse(items=[listed(sandbox) for sandbox in sandboxes])
+
+
+def matching_sandboxes(runtime: Runtime, wanted: cri.PodSandboxFilter) -> Iterator[Sandbox]:
+    """Return the sandboxes that match all parts of the filter, oldest first."""
+    for sandbox in by_id(runtime.sandboxes.mirror, wanted.id):
+        if wanted.HasField("state") and sandbox.state != wanted.state.state:
+            continue
+        if has_labels(sandbox.message.labels, wanted.label_selector):
+            yield sandbox
+
+
+def listed(sandbox: Sandbox) -> cri.PodSandbox:
+    """Return a sandbox as lists show it."""
+    return cri.PodSandbox(
+        id=sandbox.id,
+        metadata=sandbox.message.metadata,
+        state=sandbox.state,
+        created_at=sandbox.created_at,
+        labels=sandbox.message.labels,
+        annotations=sandbox.message.annotations,
+        runtime_handler=sandbox.runtime_handler,
+    )

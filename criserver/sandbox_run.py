@@ -1,0 +1,69 @@
+"""RunPodSandbox: reserve the name, pin the namespaces, attach the network."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from pathlib import Path
+
+from api.cri import api_pb2 as cri
+from api.errors import InvalidArgumentError
+from api.stages import stage
+from criserver.made_once import join_or_claim
+from criserver.runtime import Runtime, new_id
+from criserver.store.sandboxes import sandbox_name
+
+OPERATION = "RunPodSandbox"
+
+LOG_DIRECTORY_MODE = 0o755  # the kubelet's and the log collectors'
+
+
+async def run_pod_sandbox(
+    runtime: Runtime, request: cri.RunPodSandboxRequest
+) -> cri.RunPodSandboxResponse:
+    """Create a sandbox and make it READY; the same name again joins the operation in flight."""
+    config = request.config
+    _check(runtime, request)
+    holder = runtime.sandboxes.mirror.by_name(sandbox_name(config.metadata))
+    if holder is not None:
+        sandbox_id = await join_or_claim(runtime.operations, OPERATION, holder)
+    else:
+        sandbox = runtime.sandboxes.reserve(new_id(), config, request.runtime_handler)
+        sandbox_id = await runtime.operations.run(
+            sandbox.id, OPERATION, lambda: _run(runtime, sandbox.id, config)
+        )
+    return cri.RunPodSandboxResponse(pod_sandbox_id=sandbox_id)
+
+
+def _check(runtime: Runtime, request: cri.RunPodSandboxRequest) -> None:
+    metadata = request.config.metadata
+    if not (metadata.name and metadata.namespace and metadata.uid):
+        raise InvalidArgumentError("config.metadata needs name, namespace and uid")
+    known = ("", runtime.config.default_runtime)
+    if request.runtime_handler not in known:
+        raise InvalidArgumentError(
+            f"runtime handler {request.runtime_handler[:80]!r} is not configured; "
+            f"known: {runtime.config.default_runtime!r} and '' (the default)"
+        )
+    directory = request.config.log_directory
+    if directory and (not directory.startswith("/") or "\0" in directory):
+        raise InvalidArgumentError(f"log_directory {directory[:256]!r} is not an absolute path")
+
+
+async def _run(runtime: Runtime, sandbox_id: str, config: cri.PodSandboxConfig) -> str:
+    created_at = time.time_ns()
+    try:
+        if config.log_directory:
+            directory = Path(config.log_directory)
+            await asyncio.to_thread(
+                directory.mkdir, mode=LOG_DIRECTORY_MODE, parents=True, exist_ok=True
+            )
+        with stage("sandbox"):
+            made = await runtime.pods.create(sandbox_id, config)
+        runtime.sandboxes.created(sandbox_id, dataclasses.asdict(made), created_at)
+    except BaseException:
+        # Sandboxes.create has undone what it did; the name is free again.
+        runtime.sandboxes.remove(sandbox_id)
+        raise
+    return sandbox_id

@@ -1,0 +1,95 @@
+"""The shims of the containers that live, and the task that waits for each container's end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from criserver.bundle import read_spec
+from criserver.store.containers import ContainerStore, State
+from runtimeshim.client import Shim, ShimError
+from runtimeshim.linux import cgroups
+
+log = logging.getLogger(__name__)
+
+LOST = "the container's shim died and left no exit record"
+
+Ended = Callable[[str], Awaitable[None]]
+
+
+class Shims:
+    """Connections to shims by container id. The exit record reaches the store from here alone."""
+
+    def __init__(self, containers: ContainerStore) -> None:
+        self._containers = containers
+        self._shims: dict[str, Shim] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+
+    def adopt(self, container_id: str, shim: Shim) -> None:
+        """Take over a shim: from here on its container's end is recorded."""
+        self._shims[container_id] = shim
+        watch = asyncio.create_task(self._watch(container_id, shim), name=f"exit {container_id}")
+        self._watches[container_id] = watch
+        watch.add_done_callback(lambda task: self._watched(container_id, task))
+
+    def get(self, container_id: str) -> Shim | None:
+        """Return the container's shim; None once the container has ended."""
+        return self._shims.get(container_id)
+
+    async def ended(self, container_id: str) -> None:
+        """Return when the container's end is in the store and its shim is gone."""
+        watch = self._watches.get(container_id)
+        if watch is not None:
+            await asyncio.wait({watch})
+
+    async def close(self) -> None:
+        """Disconnect from all shims; they and their containers go on."""
+        for watch in self._watches.values():
+            watch.cancel()
+        if self._watches:
+            await asyncio.wait(list(self._watches.values()))
+        for shim in self._shims.values():
+            shim.close()
+        self._shims.clear()
+
+    async def _watch(self, container_id: str, shim: Shim) -> None:
+        try:
+            record = await shim.wait()
+        except ShimError as err:
+            log.warning("container %s is lost: %s", container_id, err)
+            await asyncio.to_thread(kill_remains, shim.bundle)
+            self.lost(container_id)
+            return
+        container = self._containers.exited(container_id, *record)
+        log.info("container %s exited: code %d", container_id, container.exit_code)
+        await shim.delete()
+
+    def lost(self, container_id: str) -> None:
+        """Record that nobody knows how the container ended."""
+        if self._containers.mirror.exact(container_id).state is not State.EXITED:
+            self._containers.lost(container_id, LOST, time.time_ns())
+
+    def _watched(self, container_id: str, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        self._watches.pop(container_id, None)
+        self._shims.pop(container_id, None)
+        if (error := task.exception()) is not None:
+            log.error("the end of container %s could not be recorded", container_id, exc_info=error)
+
+
+def kill_remains(bundle: Path) -> None:
+    """Kill what is left of a container whose shim is lost, so that its state is the truth."""
+    spec = read_spec(bundle)
+    path = (spec or {}).get("linux", {}).get("cgroupsPath", "")
+    if not path:
+        return
+    manager = cgroups.manager()
+    try:
+        manager.kill(path)
+        manager.delete(path)
+    except OSError as err:
+        log.warning("the rest of %s in cgroup %s could not be killed: %s", bundle.name, path, err)

@@ -1,0 +1,57 @@
+"""Version, Status and RuntimeConfig: who we are and whether pods can be run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+
+from api.cri import api_pb2 as cri
+from criserver.runtime import Runtime
+
+KUBELET_API_VERSION = "0.1.0"  # what the kubelet compares with; it has never changed
+RUNTIME_NAME = "criserver"  # becomes the name:// of every container id, so it never changes
+RUNTIME_API_VERSION = "v1"
+
+CGROUP_DRIVERS: dict[str, cri.CgroupDriver] = {"cgroupfs": cri.CGROUPFS, "systemd": cri.SYSTEMD}
+
+VERSION = importlib.metadata.version("criserver")
+
+
+async def version(_runtime: Runtime, _request: cri.VersionRequest) -> cri.VersionResponse:
+    """Say what serves here."""
+    return cri.VersionResponse(
+        version=KUBELET_API_VERSION,
+        runtime_name=RUNTIME_NAME,
+        runtime_version=VERSION,
+        runtime_api_version=RUNTIME_API_VERSION,
+    )
+
+
+async def status(runtime: Runtime, request: cri.StatusRequest) -> cri.StatusResponse:
+    """Say whether the runtime and its network are ready, and what they can do."""
+    ready, reason, message = runtime.network.status()
+    network = cri.RuntimeCondition(
+        type="NetworkReady", status=ready, reason="" if ready else reason, message=message
+    )
+    features = cri.RuntimeHandlerFeatures(
+        recursive_read_only_mounts=runtime.host.recursive_read_only
+    )
+    return cri.StatusResponse(
+        status=cri.RuntimeStatus(
+            conditions=[cri.RuntimeCondition(type="RuntimeReady", status=True), network]
+        ),
+        runtime_handlers=[
+            cri.RuntimeHandler(name=name, features=features)
+            for name in ("", runtime.config.default_runtime)
+        ],
+        features=cri.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True),
+        info={"config": json.dumps(runtime.config.as_json())} if request.verbose else {},
+    )
+
+
+async def runtime_config(
+    runtime: Runtime, _request: cri.RuntimeConfigRequest
+) -> cri.RuntimeConfigResponse:
+    """Tell the kubelet the cgroup driver; without it the kubelet keeps its own, and may differ."""
+    driver = CGROUP_DRIVERS[runtime.config.cgroup_driver]
+    return cri.RuntimeConfigResponse(linux=cri.LinuxRuntimeConfiguration(cgroup_driver=driver))

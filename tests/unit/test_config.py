@@ -1,0 +1,130 @@
+"""The settings: defaults, files, drop-ins, flags, and one clear line for every mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from criserver import config
+from criserver.config import Config, ConfigError, load
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_the_defaults_are_the_documented_ones():
+    settings = Config()
+    assert settings.root == Path("/var/lib/criserver")
+    assert settings.listen_path == Path("/run/criserver/criserver.sock")
+    assert settings.network.cni_conf_dir == Path("/etc/cni/net.d")
+
+
+def test_the_documented_default_file_is_read_back_as_the_defaults(tmp_path, capsys):
+    assert config.main(["default"]) == 0
+    assert load(write(tmp_path / "config.toml", capsys.readouterr().out)) == Config()
+
+
+def test_every_setting_has_its_documentation_in_the_default_file(capsys):
+    config.main(["default"])
+    lines = capsys.readouterr().out.splitlines()
+    for number, line in enumerate(lines):
+        if "=" in line and not line.startswith("#"):
+            assert lines[number - 1].startswith("# "), line
+
+
+def test_a_file_sets_values_in_tables(tmp_path):
+    text = 'root = "/srv/cri"\n[network]\nbridge = "br9"\nsubnets = ["10.9.0.0/24", "fd09::/64"]\n'
+    settings = load(write(tmp_path / "config.toml", text))
+    assert settings.root == Path("/srv/cri")
+    assert settings.network.bridge == "br9"
+    assert settings.network.subnets == ("10.9.0.0/24", "fd09::/64")
+    assert settings.network.cni_timeout_seconds == Config().network.cni_timeout_seconds
+
+
+def test_drop_ins_override_the_file_in_the_order_of_their_names(tmp_path):
+    file = write(tmp_path / "config.toml", 'log_level = "error"\ncgroup_driver = "cgroupfs"\n')
+    write(tmp_path / "config.d" / "20.toml", 'log_level = "debug"\n')
+    write(tmp_path / "config.d" / "10.toml", 'log_level = "warning"\nroot = "/ten"\n')
+    write(tmp_path / "config.d" / "99.conf", "not read")
+    settings = load(file)
+    assert (settings.log_level, settings.root) == ("debug", Path("/ten"))
+
+
+def test_flags_override_everything(tmp_path, capsys):
+    file = write(tmp_path / "config.toml", 'root = "/file"\nrun_dir = "/file"\n')
+    flags = ["--root", "/flag", "--cni-bin-dir", "/one", "--cni-bin-dir", "/two"]
+    assert config.main(["dump", "--config", str(file), *flags]) == 0
+    dumped = load(write(tmp_path / "dumped" / "config.toml", capsys.readouterr().out))
+    assert (dumped.root, dumped.run_dir) == (Path("/flag"), Path("/file"))
+    assert dumped.network.cni_bin_dirs == (Path("/one"), Path("/two"))
+    assert dumped.listen_path == Path("/file/criserver.sock")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("colour = 1\n", 1, "unknown key 'colour'"),
+        ("\n[network]\n\nbrigde = 'a'\n", 4, "unknown key 'network.brigde'"),
+        ("[networks]\nbridge = 'a'\n", 1, "unknown key 'networks'"),
+        ("network = 3\n", 1, "network must be a table"),
+        ("root = 1\n", 1, "root must be an absolute path, not 1"),
+        ("root = 'relative'\n", 1, "root must be an absolute path"),
+        ("\nlog_level = 'loud'\n", 2, "log_level must be one of debug, info"),
+        ("[containers]\npids_limit = -1\n", 2, "containers.pids_limit must be 0 or more, not -1"),
+        ("[containers]\npids_limit = true\n", 2, "must be an integer, not true"),
+        ("[containers]\npids_limit = 1.5\n", 2, "must be an integer, not 1.5"),
+        ("[network]\nsubnets = '10.0.0.0/8'\n", 2, "network.subnets must be a list"),
+        ("[network]\nsubnets = ['10.0.0.1/8']\n", 2, "without host bits"),
+        ("[network]\nsubnets = ['10.1.0.0/16', '10.2.0.0/16']\n", 2, "one IPv4 and/or one IPv6"),
+        ("[network]\nbridge = 'sixteen-letters0'\n", 2, "an interface name"),
+        ("[network]\ncni_timeout_seconds = 0\n", 2, "more than 0"),
+        ("listen = 'tcp://0.0.0.0:1'\n", 1, "unix:///PATH"),
+        (f"listen = 'unix:///{'x' * 107}'\n", 1, "at most 107 bytes"),
+        ("cgroup_driver = 'docker'\n", 1, "one of cgroupfs"),
+    ],
+)
+def test_a_mistake_is_named_with_file_line_and_what_was_expected(tmp_path, text, line, said):
+    file = write(tmp_path / "config.toml", text)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert str(caught.value).startswith(f"{file}:{line}: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_a_drop_in_names_the_drop_in(tmp_path):
+    file = write(tmp_path / "config.toml", "")
+    drop_in = write(tmp_path / "config.d" / "a.toml", "\nrootx = 1\n")
+    with pytest.raises(ConfigError, match=rf"^{drop_in}:2: unknown key 'rootx'"):
+        load(file)
+
+
+def test_a_file_that_is_not_toml_is_refused_with_its_line(tmp_path):
+    file = write(tmp_path / "config.toml", "root = \n")
+    with pytest.raises(ConfigError, match=r"is not TOML: .*line 1"):
+        load(file)
+
+
+def test_a_named_file_has_to_exist(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "none.toml")
+
+
+def test_a_wrong_flag_is_named_as_the_flag(capsys):
+    assert config.main(["check", "--log-level", "loud"]) == 1
+    assert capsys.readouterr().err == (
+        'criserver: --log-level: log_level must be one of debug, info, warning, error, not "loud"\n'
+    )
+
+
+def test_check_says_that_a_good_configuration_is_good(tmp_path, capsys):
+    file = write(tmp_path / "config.toml", "root = '/a'\n")
+    assert config.main(["check", "--config", str(file)]) == 0
+    assert capsys.readouterr().out == "the configuration is good\n"
+
+
+def test_a_run_dir_whose_socket_has_no_legal_name_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="listen"):
+        load(write(tmp_path / "config.toml", f"run_dir = '/{'r' * 100}'\n"))

@@ -1,0 +1,55 @@
+"""What the README says is there is there, and nothing that it does not."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from api.cri import api_pb2
+from criserver import cli
+from criserver.handlers import FUNCTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+METHODS = [m.name for s in api_pb2.DESCRIPTOR.services_by_name.values() for m in s.methods]
+
+
+def section(beginning: str, end: str) -> str:
+    return README.split(beginning, 1)[1].split(end, 1)[0]
+
+
+def test_the_implemented_rpcs_are_listed() -> None:
+    listed = section("\nImplemented: ", "\n\n")
+    assert set(re.findall(r"\b[A-Z]\w+", listed)) == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize(
+    "method", sorted(m for m in METHODS if m not in FUNCTIONS and not m.startswith("Stream"))
+)
+def test_the_unimplemented_rpcs_are_listed(method: str) -> None:
+    listed = section("Every other RPC answers UNIMPLEMENTED:", "\nSo a kubelet")
+    lists = {"ListContainerStats": "and their lists", "ListPodSandboxStats": "and their lists"}
+    assert re.search(rf"\b{lists.get(method, method)}\b", listed)
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(([^)]+)\)", README))
+def test_links_lead_somewhere(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\bhack/[\w-]+", README))))
+def test_programs_exist_and_can_be_executed(path: str) -> None:
+    assert (ROOT / path).stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize("verb", sorted(set(re.findall(r"criserver ([a-z]+)\b", README))))
+def test_verbs_exist(verb: str) -> None:
+    prose = {"serve", "run", "is"}
+    assert verb in cli.VERBS or verb in prose
+
+
+def test_the_project_describes_itself_by_the_readme() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["readme"] == "README.md"
