@@ -1,0 +1,86 @@
+"""Debian's docker-registry, run for the tests on a free port of 127.0.0.1."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+PROGRAM = "docker-registry"
+LISTENING = re.compile(rb'msg="listening on (127\.0\.0\.1:\d+)')
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+
+CONFIG = """\
+version: 0.1
+log:
+  level: info
+  accesslog:
+    disabled: false
+storage:
+  filesystem:
+    rootdirectory: {storage}
+  delete:
+    enabled: true
+http:
+  addr: {address}
+  secret: tests
+"""
+
+
+class Registry:
+    """A running registry that anyone on the machine may read and write over plain HTTP."""
+
+    def __init__(self, directory: Path) -> None:
+        """Start it with its storage, configuration and log in `directory`, which must exist.
+
+        Raises AssertionError with the registry's log when it does not listen.
+        """
+        self.directory = directory
+        self.log = directory / "registry.log"
+        self.address = ""  # HOST:PORT
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it; after a stop, on the address it had before."""
+        config = self.directory / "config.yml"
+        address = self.address or "127.0.0.1:0"
+        config.write_text(CONFIG.format(storage=self.directory / "storage", address=address))
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [PROGRAM, "serve", config],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.address = self._wait_for_address()
+
+    def _wait_for_address(self) -> str:
+        assert self._process is not None
+        deadline = time.monotonic() + START_SECONDS
+        while not (found := LISTENING.search(self.log.read_bytes())):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise AssertionError(f"{PROGRAM} does not listen:\n{self.log.read_text()}")
+            time.sleep(0.02)
+        return found[1].decode()
+
+    def stop(self) -> None:
+        """Stop it by its pid; its storage stays. Repeatable."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def requests(self) -> list[str]:
+        """The requests served so far, as `METHOD /path`, in order."""
+        found = re.findall(r'"([A-Z]+ /\S+) HTTP/1\.1"', self.log.read_text())
+        return [str(request) for request in found]
