@@ -37,7 +37,6 @@ class Links:
         self.bridge = bridge
         self._alias = alias
         self._mtu = mtu
-        self._index = 0
         self._netlink = NetlinkSocket()
 
     def close(self) -> None:
@@ -68,15 +67,15 @@ class Links:
         self._netlink.request(
             rtnetlink.set_up(self.bridge, alias=self._alias, mtu=self._uplink_mtu())
         )
-        self._index = self._get(self.bridge).index
+        index = self._get(self.bridge).index
         for subnet in subnets:
-            self._ensure_address(subnet)
+            self._ensure_address(index, subnet)
         self._forward(subnets)
 
-    def _ensure_address(self, subnet: IPNetwork) -> None:
+    def _ensure_address(self, index: int, subnet: IPNetwork) -> None:
         interface = _interface(subnet)
         try:
-            self._netlink.request(rtnetlink.new_address(self._index, interface))
+            self._netlink.request(rtnetlink.new_address(index, interface))
         except FileExistsError:  # of an earlier start
             return
 
@@ -98,11 +97,12 @@ class Links:
     ) -> None:
         """Plug a pod in: `netns` is its namespace, `pod` a socket opened in there."""
         name = port_name(sandbox_id)
+        bridge = self._get(self.bridge)  # made by this daemon, or by one before it
         self._netlink.request(
             rtnetlink.new_veth(
                 name,
-                self._index,
-                self._get(self.bridge).mtu,
+                bridge.index,
+                bridge.mtu,
                 INTERFACE,
                 netns,
                 _address_for(interfaces[0]),

@@ -80,6 +80,7 @@ class Spawner:
 
     async def _launch(self) -> Connection:
         self.pid = launch.start_spawner(self._run_dir, self._build, self._workers)
+        self._reap_when_ended(self.pid)
         connection = Connection(
             launch.connect(self._run_dir / "spawner.sock"), self._on_event, self._on_close
         )
@@ -92,6 +93,18 @@ class Spawner:
                 f"the spawner (pid {self.pid}) did not come up: see {self._run_dir}/spawner.log"
             ) from err
         return connection
+
+    def _reap_when_ended(self, pid: int) -> None:
+        """Leave no zombie of a spawner that dies, or is retired, before the daemon does."""
+        loop = asyncio.get_running_loop()
+        pidfd = os.pidfd_open(pid)
+
+        def ended() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            os.waitpid(pid, 0)
+
+        loop.add_reader(pidfd, ended)
 
     def _on_event(self, message: wire.Message) -> None:
         future = self._exits.pop(message.get("id", 0), None)

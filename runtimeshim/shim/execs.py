@@ -29,6 +29,7 @@ class ExecProcess:
     def kill(self, number: int) -> None:
         """Signal it; SIGKILL reaches its descendants too, also those in sessions of their own."""
         if number == signal.SIGKILL:
+            _kill(self.pid, signal.SIGSTOP)  # or it would see its children die, and go on
             for pid in descendants(self.pid):
                 _kill(pid, signal.SIGKILL)
         _kill(self.pid, number)

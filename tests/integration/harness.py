@@ -71,7 +71,7 @@ async def runtime(directory: Path, workers: dict[str, str] | None = None) -> Asy
             await shim.delete()
         await spawner.retire()
         await spawner.close()
-        await until(lambda: not Path(f"/proc/{spawner.pid}").exists() or is_zombie(spawner.pid))
+        await until(lambda: not alive(spawner.pid))
         remove_cgroups(made.cgroup)
 
 
@@ -80,14 +80,6 @@ async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - the condition is the kernel's, nobody signals it
             await asyncio.sleep(0.01)
-
-
-def is_zombie(pid: int) -> bool:
-    """Reap `pid` if it is a child of ours that has ended."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return False
 
 
 def cgroup_dirs(path: str) -> list[Path]:

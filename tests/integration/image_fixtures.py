@@ -14,7 +14,8 @@ from imageservice.hosts import RegistryConfig
 from imageservice.service import WORKERS, ImageService
 from imageservice.store import Image
 from runtimeshim.client import Spawner
-from tests.integration import harness
+from tests.integration import harness, images
+from tests.integration.registry import Registry
 
 
 class Images:
@@ -43,6 +44,11 @@ class Images:
         request = cri.PullImageRequest(image=cri.ImageSpec(image=name), auth=auth)
         answer = await self.service.pull_image(request)
         return self.service.resolve(answer.image_ref)
+
+    async def pull_of(self, registry: Registry, repository: str, image: images.Image) -> Image:
+        """Push an image as `repository`:latest and pull it."""
+        images.push(registry.address, repository, image)
+        return await self.pull(f"{registry.address}/{repository}")
 
     async def remove(self, name: str) -> None:
         await self.service.remove_image(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)))
@@ -95,9 +101,7 @@ async def running_images(directory: Path) -> AsyncIterator[Images]:
     finally:
         await spawner.retire()
         await spawner.close()
-        await harness.until(
-            lambda: harness.is_zombie(spawner.pid) or not harness.alive(spawner.pid)
-        )
+        await harness.until(lambda: not harness.alive(spawner.pid))
 
 
 def tree(root: Path) -> dict[str, tuple[object, ...]]:
