@@ -22,6 +22,7 @@ from api.errors import (
     FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
+    UnavailableError,
     UnimplementedError,
 )
 from api.stages import RECORDER, stage
@@ -35,7 +36,7 @@ from criserver.store.sandboxes import Sandbox
 from criserver.users import ResolvedUser, resolve_user
 from imageservice.store import Image
 from podsandbox.lifecycle import SandboxRuntime
-from runtimeshim.client import CreateError, Rootfs, Shim, ShimOptions
+from runtimeshim.client import CreateError, Rootfs, Shim, ShimOptions, SpawnerError
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +165,10 @@ class Creation:
                 shim = await self._runtime.spawner.spawn_shim(self._id, bundle, options)
         except CreateError as err:
             raise _create_error(err) from err
+        except SpawnerError as err:
+            raise UnavailableError(f"the container cannot be created now: {err}") from err
+        except TimeoutError as err:
+            raise InternalError("the container cannot be created: its shim says nothing") from err
         undo.push_async_callback(shim.delete)
         if (recorder := RECORDER.get()) is not None:
             recorder.add(shim.timings, "create")

@@ -22,6 +22,7 @@ from criserver.runtime import Runtime
 from criserver.server_limits import MAX_MESSAGE
 from criserver.store.containers import Container, State
 from runtimeshim.client import Exec, ShimError, StartError, read_to_end
+from runtimeshim.wire import MessageTooLargeError
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,8 @@ async def _start(
         stderr_r, stderr_w = _pipe(stack, theirs)
         try:
             started = await shim.exec(process, (stdin, stdout_w, stderr_w))
+        except MessageTooLargeError as err:
+            raise InvalidArgumentError(f"the command is too long: {err}") from err
         except StartError as err:
             raise InvalidArgumentError(
                 f"command {cmd[0]!r} cannot be started in container {container.id}: {err}"

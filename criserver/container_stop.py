@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 
 from api.cri import api_pb2 as cri
-from api.errors import InvalidArgumentError
+from api.errors import InternalError, InvalidArgumentError
 from api.stages import stage
 from criserver.runtime import Runtime
 from criserver.store.containers import State
+from runtimeshim.client import Shim, ShimError
 
 # A grace period that ends after the machine; it keeps the event loop's clock from overflowing.
 MAX_TIMEOUT = 100 * 365 * 24 * 3600
@@ -44,7 +45,7 @@ async def kill(runtime: Runtime, container_id: str) -> None:
     shim = runtime.shims.get(container_id)
     if shim is not None:
         with stage("kill"):
-            await shim.kill(signal.SIGKILL)
+            await _signal(shim, signal.SIGKILL)
             await runtime.shims.ended(container_id)
 
 
@@ -65,11 +66,20 @@ async def _ask_to_stop(runtime: Runtime, container_id: str) -> None:
     shim = runtime.shims.get(container_id)
     if shim is not None and not container.stop_signalled:
         with stage("signal"):
-            await shim.kill(container.stop_signal)
+            await _signal(shim, container.stop_signal)
             runtime.containers.stop_signalled(container_id)
     with stage("grace"):
         async with runtime.stops.grace(container_id):
             await runtime.shims.ended(container_id)
+
+
+async def _signal(shim: Shim, number: int) -> None:
+    """Send a signal to the container's init; one that has ended meanwhile needs none."""
+    try:
+        await shim.kill(number)
+    except ShimError as err:
+        if err.kind not in ("finished", "gone"):
+            raise InternalError(f"signal {number} to {shim.container_id}: {err}") from err
 
 
 def _is_running(runtime: Runtime, container_id: str) -> bool:

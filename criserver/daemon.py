@@ -21,11 +21,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from api.errors import CRIError
 from criserver import config as configuration
 from criserver.config import Config, ConfigError
 from criserver.host_facts import host_facts
 from criserver.recovery import recover
 from criserver.runtime import Runtime
+from criserver.sandbox_watch import SandboxWatch
 from criserver.shims import Shims
 from criserver.status import VERSION
 from criserver.store.containers import ContainerStore
@@ -71,7 +73,7 @@ def main(args: Sequence[str]) -> int:
             asyncio.run(serve(config))
         finally:
             lock.release()
-    except (ConfigError, LockedError, DatabaseError, SpawnerError, OSError) as err:
+    except (ConfigError, LockedError, DatabaseError, SpawnerError, CRIError, OSError) as err:
         sys.stderr.write(f"criserver: {err}\n")
         return 1
     return 0
@@ -111,6 +113,7 @@ async def serve(config: Config) -> None:
         stack.push_async_callback(network.close)
         runtime = _make_runtime(config, connection, spawner, network)
         stack.push_async_callback(runtime.shims.close)
+        stack.callback(runtime.sandbox_watch.close)
         stack.push_async_callback(runtime.images.close)
         checkpoints = asyncio.create_task(checkpoint_forever(config.root))
         stack.callback(checkpoints.cancel)
@@ -134,6 +137,7 @@ def _make_runtime(
         sandboxes=sandboxes,
         containers=containers,
         shims=Shims(containers),
+        sandbox_watch=SandboxWatch(sandboxes),
         spawner=spawner,
         images=service.ImageService(config.root, connection, spawner, registries),
         pods=lifecycle.Sandboxes(config.run_dir, spawner, network, manager),

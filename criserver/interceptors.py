@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -21,7 +22,7 @@ from criserver.operations import DEADLINE
 log = logging.getLogger("criserver.rpc")
 
 Unary = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Any]]
-Stream = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], AsyncIterator[Any]]
+Stream = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], AsyncGenerator[Any, None]]
 
 # Status messages travel in trailers, percent-encoded; clients accept 8 KiB of metadata (the soft
 # limit of gRPC core). A message over that would end the connection with all its calls.
@@ -119,12 +120,13 @@ def stream(method: str, behaviour: Stream, readiness: Readiness) -> Stream:
 
     async def intercepted(
         request: Any, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         start = time.monotonic()
         try:
             _check_ready(readiness)
-            async for response in behaviour(request, context):
-                yield response
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
         except GeneratorExit:  # the caller has gone between two messages
             raise
         except BaseException as err:

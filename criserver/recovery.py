@@ -147,6 +147,8 @@ def _recover_sandbox(runtime: Runtime, sandbox: Sandbox, rebooted: bool) -> None
         why = "the machine was restarted" if rebooted else f"namespaces {lost} are gone"
         log.warning("pod sandbox %s is not ready any more: %s", sandbox.id, why)
         runtime.sandboxes.stopped(sandbox.id, time.time_ns())
+    else:
+        runtime.sandbox_watch.add(sandbox)
 
 
 def _is_pinned(path: Path) -> bool:

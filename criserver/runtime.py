@@ -6,16 +6,16 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imageservice.service import ImageService
-
 from api.errors import FailedPreconditionError
 from criserver.config import Config
 from criserver.container_spec import HostFacts
 from criserver.operations import Operations
+from criserver.sandbox_watch import SandboxWatch
 from criserver.shims import Shims
 from criserver.stops import Stops
 from criserver.store.containers import ContainerStore
 from criserver.store.sandboxes import SandboxStore
+from imageservice.service import ImageService
 from podsandbox.lifecycle import Sandboxes
 from podsandbox.network import Network
 from runtimeshim.client import Shim, Spawner
@@ -33,6 +33,7 @@ class Runtime:
     sandboxes: SandboxStore
     containers: ContainerStore
     shims: Shims
+    sandbox_watch: SandboxWatch
     spawner: Spawner
     images: ImageService
     pods: Sandboxes

@@ -61,9 +61,10 @@ async def _run(runtime: Runtime, sandbox_id: str, config: cri.PodSandboxConfig) 
             )
         with stage("sandbox"):
             made = await runtime.pods.create(sandbox_id, config)
-        runtime.sandboxes.created(sandbox_id, dataclasses.asdict(made), created_at)
     except BaseException:
         # Sandboxes.create has undone what it did; the name is free again.
         runtime.sandboxes.remove(sandbox_id)
         raise
+    sandbox = runtime.sandboxes.created(sandbox_id, dataclasses.asdict(made), created_at)
+    runtime.sandbox_watch.add(sandbox)
     return sandbox_id

@@ -33,6 +33,7 @@ async def stop(runtime: Runtime, sandbox_id: str) -> None:
     if sandbox_id not in runtime.sandboxes.mirror:  # removed while we waited
         return
     sandbox = runtime.sandboxes.stopped(sandbox_id, time.time_ns())
+    runtime.sandbox_watch.remove(sandbox_id)
     with stage("containers"):
         await asyncio.gather(
             *(

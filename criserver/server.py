@@ -6,7 +6,7 @@ A method that has no handler answers UNIMPLEMENTED, which clients take as "use a
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def _unary(handler: Handler) -> Unary:
 
 
 def _stream(handler: StreamHandler) -> Stream:
-    async def answer(request: Any, _context: Any) -> AsyncIterator[Any]:
+    async def answer(request: Any, _context: Any) -> AsyncGenerator[Any, None]:
         async for item in handler(request):
             yield item
 
@@ -92,7 +92,7 @@ def _unimplemented(name: str) -> Unary:
 def _unimplemented_stream(name: str) -> Stream:
     refuse = _unimplemented(name)
 
-    async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
+    async def answer(request: Any, context: Any) -> AsyncGenerator[Any, None]:
         yield await refuse(request, context)
 
     return answer

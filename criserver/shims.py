@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from criserver.bundle import read_spec
@@ -16,8 +15,6 @@ from runtimeshim.linux import cgroups
 log = logging.getLogger(__name__)
 
 LOST = "the container's shim died and left no exit record"
-
-Ended = Callable[[str], Awaitable[None]]
 
 
 class Shims:

@@ -44,7 +44,7 @@ async def status(runtime: Runtime, request: cri.StatusRequest) -> cri.StatusResp
             cri.RuntimeHandler(name=name, features=features)
             for name in ("", runtime.config.default_runtime)
         ],
-        features=cri.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True),
+        features=cri.RuntimeFeatures(supplemental_groups_policy=True),
         info={"config": json.dumps(runtime.config.as_json())} if request.verbose else {},
     )
 

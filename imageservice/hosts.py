@@ -167,7 +167,7 @@ def _host(url: str, table: Mapping[str, Any], directory: Path, domain: str) -> R
 
 
 def _base(url: str, override_path: bool) -> str:
-    if not url.startswith("http"):
+    if "://" not in url:
         url = f"https://{url}"
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -178,7 +179,9 @@ def describe(err: Exception) -> str:
             return "no connection within the dial timeout"
         case TimeoutError():
             return "no data for longer than the stall timeout"
-        case aiohttp.ClientConnectorError():
-            return str(err.os_error) or str(err)
+        case aiohttp.ClientConnectorDNSError():
+            return f"its name cannot be looked up ({err.os_error.strerror})"
+        case aiohttp.ClientConnectorError() if err.os_error.errno:
+            return os.strerror(err.os_error.errno).lower()
         case _:
             return str(err) or type(err).__name__

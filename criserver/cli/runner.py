@@ -8,7 +8,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import grpc
@@ -144,35 +144,56 @@ class Runner:
 
     def _foreground(self, container_id: str, cleanup: contextlib.ExitStack) -> int:
         """Attach, start, relay until the end; what has run once stays unless --rm is given."""
+        started = False
 
-        def started() -> None:
+        def start() -> None:
+            nonlocal started
             self._start(container_id)
+            started = True
             if not self._options.rm:
                 cleanup.pop_all()
 
+        try:
+            exit_code = self._relay(container_id, start)
+        except relay.GivenUpError as err:
+            raise self._given_up() from err
+        except grpc.RpcError as err:
+            if started:
+                cleanup.pop_all()  # the container may be anywhere by now: it is the user's to judge
+            raise self._attach_failure(err, started=started) from err
+        self._explain_exit(container_id, exit_code)
+        return exit_code
+
+    def _relay(self, container_id: str, started: Callable[[], None]) -> int:
         start = pb.AttachStart(
             container_id=container_id,
             stdin=self._options.interactive,
             size=relay.terminal_size() if self._options.tty else None,
         )
-        try:
-            with self._doing("attach to the container"):
-                exit_code = relay.relay(
-                    self._client.extension.Attach,
-                    pb.AttachInput(start=start),
-                    stdin=self._options.interactive,
-                    raw=self._raw,
-                    started=started,
-                )
-        except relay.GivenUpError as err:
-            fate = (
-                "is removed" if self._options.rm else f"runs on: `criserver stop {self._plan.name}`"
-            )
-            raise CommandError(
-                f"interrupted; container {self._plan.name} {fate}", RUNTIME_FAILURE
-            ) from err
-        self._explain_exit(container_id, exit_code)
-        return exit_code
+        return relay.relay(
+            self._client.extension.Attach,
+            pb.AttachInput(start=start),
+            stdin=self._options.interactive,
+            raw=self._raw,
+            started=started,
+        )
+
+    def _given_up(self) -> CommandError:
+        name = self._plan.name
+        fate = "is removed" if self._options.rm else f"runs on: `criserver stop {name}`"
+        return CommandError(f"interrupted; container {name} {fate}", RUNTIME_FAILURE)
+
+    def _attach_failure(self, error: grpc.RpcError, *, started: bool) -> CommandError:
+        why = self._client.explain(error)
+        name = self._plan.name
+        if not started:
+            return CommandError(f"cannot attach to the container: {why}", RUNTIME_FAILURE)
+        hint = f"`criserver logs -f {name}`"
+        if self._options.rm:
+            hint += f", and `criserver rm -f {name}` since --rm cannot"
+        return CommandError(
+            f"lost sight of container {name}, which runs on: {why}; then {hint}", RUNTIME_FAILURE
+        )
 
     def _explain_exit(self, container_id: str, exit_code: int) -> None:
         if exit_code != SIGKILLED:

@@ -14,7 +14,7 @@ import logging
 import os
 import sqlite3
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -235,8 +235,10 @@ class BuiltinNetwork:
         subnets = self._wanted_subnets() or (old.subnets if old else ())
         if not subnets:
             candidates = (ipaddress.ip_network(subnet) for subnet in _CANDIDATE_SUBNETS)
-            subnets = (next(subnet for subnet in candidates if not overlaps(subnet, routes)),)
-        return NetworkRecord(self._config.bridge or next(free), owner, subnets)
+            free_subnets = (subnet for subnet in candidates if not overlaps(subnet, routes))
+            subnets = (_first(free_subnets, "subnet: set network.subnets"),)
+        bridge = self._config.bridge or _first(free, "bridge name: set network.bridge")
+        return NetworkRecord(bridge, owner, subnets)
 
     def _attach(
         self,
@@ -265,6 +267,12 @@ class BuiltinNetwork:
         links, firewall = self._open(record)
         firewall.reset()
         links.reset()
+
+
+def _first(candidates: Iterable[T], what: str) -> T:
+    for candidate in candidates:
+        return candidate
+    raise InternalError(f"built-in network: the host has no free {what}")
 
 
 def _host_port(mapping: PortMapping) -> HostPort:

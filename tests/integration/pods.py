@@ -136,6 +136,7 @@ class Pods:
         daemon = self.daemon
         private = f"/{daemon.name}-"
         directories = (daemon.run_dir / "containers", daemon.run_dir / "sandboxes")
+        cgroups = leaks.directories_below(leaks.CGROUPS)
         ports = Path("/sys/class/net", daemon.bridge, "brif")
         processes = leaks.named_processes(private) - {daemon.pid, daemon.spawner_pid()}
         return [
@@ -143,7 +144,7 @@ class Pods:
             *(mount for mount in leaks.mounts() if private in mount),
             *(f"{pid} {leaks.command(leaks.PROC / str(pid))}" for pid in processes),
             *(f"port {port.name}" for port in (ports.iterdir() if ports.exists() else ())),
-            *(str(path) for pod in self._made for path in leaks.CGROUPS.rglob(f"*{pod}*")),
+            *(str(path) for path in cgroups if any(pod in path.name for pod in self._made)),
         ]
 
     def assert_remains(self, expected: list[str]) -> None:

@@ -85,7 +85,7 @@ def test_a_terminal(cli: Cli, web: str) -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_client_that_is_killed_ends_its_command(cli: Cli, web: str, terminal: bool) -> None:
     script = "echo up; sleep 1001 & sleep 1001"
-    running = "pgrep -f '^sleep 1001$'"
+    running = "ps | grep '[s]leep 1001'"
     if terminal:
         with cli.at_terminal("exec", "-it", "web", "sh", "-c", script, width=1, height=1) as shown:
             shown.expect("up")
@@ -133,3 +133,21 @@ def test_following_a_log_through_rotation_and_a_daemons_death(cli: Cli, daemon: 
         received += process.stdout.read()
         assert process.wait(SECONDS) == 0
     assert received.split() == [str(number).encode() for number in range(1, 301)]
+
+
+def test_a_foreground_container_outlives_the_daemon_and_its_client_says_so(
+    cli: Cli, daemon: Daemon
+) -> None:
+    script = "echo up; while [ ! -e /go ]; do sleep 0.05; done; exit 3"
+    with cli.started("run", "--rm", "--name", "c", IMAGE, "sh", "-c", script) as process:
+        read_until(process, b"up\n")
+        daemon.kill9()
+        assert process.wait(SECONDS) == 125
+        assert process.stderr is not None
+        message = process.stderr.read().decode()
+    assert "lost sight of container c, which runs on" in message and message.count("\n") == 1
+    assert "`criserver logs -f c`, and `criserver rm -f c`" in message
+    daemon.start()
+    cli.output("exec", "c", "touch", "/go")
+    assert cli.output("logs", "-f", "c") == "up\n"
+    assert "Exited (3)" in cli.output("ps", "-a")

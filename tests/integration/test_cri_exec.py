@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from api.cri import api_pb2 as cri
-from criserver.container_exec_sync import MAX_OUTPUT, fit
+from criserver.container_exec_sync import MAX_OUTPUT
 from tests.integration import leaks
 from tests.integration.daemon import RPC_SECONDS, Daemon, wait_for
 from tests.integration.pods import Pods, refused
@@ -75,13 +75,6 @@ def test_a_flood_is_cut_to_what_a_message_holds(pods: Pods, container: str) -> N
     assert answer.ByteSize() <= 16 * MIB
 
 
-def test_the_longer_stream_is_cut_first() -> None:
-    assert [len(part) for part in fit(bytearray(90), bytearray(5), 100)] == [90, 5]
-    assert [len(part) for part in fit(bytearray(120), bytearray(5), 100)] == [95, 5]
-    assert [len(part) for part in fit(bytearray(5), bytearray(120), 100)] == [5, 95]
-    assert [len(part) for part in fit(bytearray(120), bytearray(120), 100)] == [50, 50]
-
-
 def test_a_timeout_kills_the_command_and_is_deadline_exceeded(pods: Pods, container: str) -> None:
     said = refused(
         "DEADLINE_EXCEEDED", pods.exec, container, "sh", "-c", "sleep 4711 & sleep 4711", timeout=1
@@ -120,6 +113,7 @@ def test_what_cannot_be_executed_is_said(pods: Pods, container: str) -> None:
     assert "/no/such" in said
     assert "empty" in refused("INVALID_ARGUMENT", pods.exec, container)
     refused("INVALID_ARGUMENT", pods.exec, container, "true", timeout=-1)
+    refused("INVALID_ARGUMENT", pods.exec, container, "echo", "x" * 1_000_000)
 
 
 def test_only_running_containers(pods: Pods) -> None:

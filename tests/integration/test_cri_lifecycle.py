@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,6 +274,23 @@ def test_stopping_a_pod_ends_its_containers(pods: Pods) -> None:
     refused("FAILED_PRECONDITION", pods.create, pod, *SLEEP)
     pods.remove_pod(pod)
     refused("NOT_FOUND", pods.status, running)
+
+
+def test_a_pod_whose_shared_pid_1_dies_is_not_ready(pods: Pods) -> None:
+    pod = pods.run_pod(pods.config(linux=cri.LinuxPodSandboxConfig()))
+    try:
+        container = pods.run(pod, *SLEEP, linux=cri.LinuxContainerConfig())
+        request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
+        info = pods.daemon.runtime.PodSandboxStatus(request, timeout=RPC_SECONDS).info["info"]
+        os.kill(json.loads(info)["pid"], signal.SIGKILL)
+        wait_for(
+            lambda: pods.pod_status(pod).state == cri.SANDBOX_NOTREADY,
+            "the sandbox to be not ready",
+        )
+        assert pods.exited(container).exit_code == 137
+        refused("FAILED_PRECONDITION", pods.create, pod, *SLEEP)
+    finally:
+        pods.remove_pod(pod)
 
 
 def test_removing_a_running_pod_leaves_nothing(pods: Pods) -> None:

@@ -16,7 +16,7 @@ from api.cri import api_pb2 as cri
 from api.errors import AlreadyExistsError, InternalError, ResourceExhaustedError
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.links import port_name
-from tests.integration.leaks import assert_nothing_left, snapshot
+from tests.integration.leaks import snapshot
 from tests.integration.sandboxes import (
     HOST,
     World,
@@ -125,7 +125,7 @@ async def test_a_taken_host_port_is_refused_and_nothing_is_kept(world: World) ->
     before = snapshot()
     with pytest.raises(AlreadyExistsError, match=f"{port}/tcp is in use"):
         await world.create(with_port(port))
-    assert_nothing_left(before)
+    world.assert_nothing_left(before)
     assert len(world.builtin._leases.holders()) == 1
 
 
@@ -175,7 +175,7 @@ async def test_stop_and_remove_are_idempotent_and_leave_nothing(world: World) ->
     await world.builtin.reset()
     await world.builtin.reset()
     (world.home / "sandboxes").rmdir()
-    assert_nothing_left(before, [world.home / "sandboxes"])
+    world.assert_nothing_left(before, [world.home / "sandboxes"])
 
 
 async def test_a_namespace_that_something_holds_does_not_hold_the_address(world: World) -> None:
@@ -237,6 +237,20 @@ async def test_several_daemons_find_different_bridges_and_subnets(tmp_path: Path
         for network in networks:
             await network.reset()
             await network.close()
+
+
+@pytest.mark.parametrize("candidates", ["SUBNETS", "BRIDGES"])
+async def test_a_host_without_a_free_name_or_subnet_is_an_error_that_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, candidates: str
+) -> None:
+    monkeypatch.setattr(f"podsandbox.network.builtin._CANDIDATE_{candidates}", [])
+    network = BuiltinNetwork(BuiltinConfig(), open_database(tmp_path / "db"))
+    try:
+        with pytest.raises(InternalError, match=f"set network.{candidates.lower()[:6]}"):
+            await network._ensure()
+        assert "set network" in network.status().message
+    finally:
+        await network.close()
 
 
 def test_pods_pass_a_forward_chain_that_drops() -> None:

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from api.cri import api_pb2 as cri
 from api.errors import InternalError, UnavailableError
-from tests.integration.leaks import assert_nothing_left, snapshot
+from tests.integration.leaks import snapshot
 from tests.integration.sandboxes import (
     HOST,
     World,
@@ -154,7 +154,7 @@ async def test_nothing_is_left_after_stop_and_remove(bridged: World) -> None:
         await bridged.stop(pod)
     await bridged.remove(pod)
     await bridged.sandboxes.remove(pod)
-    assert_nothing_left(before, [bridged.home / "host-local", bridged.home / "sandboxes"])
+    bridged.assert_nothing_left(before, [bridged.home / "host-local", bridged.home / "sandboxes"])
     await bridged.stop(first)
 
 
@@ -214,7 +214,7 @@ async def test_a_failing_plugin_is_named_with_its_words_and_all_are_deleted(worl
     before = snapshot([world.home / "sandboxes"])
     with pytest.raises(InternalError, match=r"plugin bad ADD: no luck: today \(code 11\)"):
         await world.create()
-    assert_nothing_left(before, [world.home / "sandboxes"])
+    world.assert_nothing_left(before, [world.home / "sandboxes"])
     assert [call[0] for call in calls(world, "good")] == ["ADD", "DEL"]
     assert [call[0] for call in calls(world, "bad")] == ["ADD", "DEL"]
 

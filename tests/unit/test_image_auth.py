@@ -64,9 +64,7 @@ def test_tokens_are_taken_as_they_are() -> None:
     assert credentials.basic is None
 
 
-@pytest.mark.parametrize(
-    "auth", ["%%%", encoded("nocolon"), encoded(":x"), "ab", encoded("\udcff")[:0] + "/w=="]
-)
+@pytest.mark.parametrize("auth", ["%%%", encoded("nocolon"), encoded(":x"), "ab", "/w=="])
 def test_an_auth_field_that_is_not_base64_of_a_pair_is_refused(auth: str) -> None:
     with pytest.raises(InvalidArgumentError) as raised:
         from_cri(AuthConfig(auth=auth))

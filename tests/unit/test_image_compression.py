@@ -52,7 +52,7 @@ def test_the_plain_bytes_come_out(data: bytes, plain: bytes, size: int) -> None:
         GZIP + b"\0" * 512,
         GZIP[:-8] + b"\0" * 8,
         GZIP[:30] + b"\xff" * 8 + GZIP[38:],
-        ZSTD[:20] + b"\xff" * 8 + ZSTD[28:],
+        ZSTD[:9] + b"\xff" * 8 + ZSTD[17:],
         ZSTD + b"garbage",
     ],
     ids=["cut", "half", "garbage", "zeros", "checksum", "damaged", "zstd damaged", "zstd garbage"],
@@ -65,12 +65,11 @@ def test_damage_is_an_error(data: bytes) -> None:
 @pytest.mark.parametrize("compress", [gzip.compress, zstandard.ZstdCompressor().compress])
 def test_a_bomb_comes_in_small_pieces(compress: Callable[[bytes], bytes]) -> None:
     bomb = compress(bytes(50 << 20))
-    assert max(map(len, decompressed(lambda pieces=iter([bomb]): next(pieces, b"")))) <= PIECE
+    assert max(map(len, decompressed(feed(bomb, len(bomb))))) <= PIECE
 
 
 def test_a_zstd_window_beyond_the_limit_is_refused() -> None:
     parameters = zstandard.ZstdCompressionParameters(window_log=28, compression_level=1)
-    data = zstandard.ZstdCompressor(compression_params=parameters).compressobj().compress(b"")
     writer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     data = writer.compress(PLAIN) + writer.flush()
     with pytest.raises(CompressionError):
