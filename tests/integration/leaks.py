@@ -197,7 +197,7 @@ def nftables() -> Iterator[str]:
     )
     for entry in json.loads(result.stdout)["nftables"]:
         for kind, item in entry.items():
-            if kind == "metainfo" or is_kept_chain(item):
+            if kind == "metainfo" or is_kept_chain(item) or is_iptables_frame(kind, item):
                 continue
             elements = item.pop("elem", [])
             name = f"{item['family']} {item.get('table', item.get('name'))}"
@@ -211,6 +211,13 @@ def is_kept_chain(item: dict[str, Any]) -> bool:
     """Whether an nftables object is part of the frame that the CNI plugins put up once."""
     text = json.dumps(item)
     return any(f'"{name}' in text for name in CNI_KEPT_CHAINS)
+
+
+def is_iptables_frame(kind: str, item: dict[str, Any]) -> bool:
+    """Whether it is a table or base chain of iptables-nft, which makes them and never removes."""
+    table = item["name"] if kind == "table" else item.get("table")
+    base = kind == "table" or (kind == "chain" and "hook" in item)
+    return base and item["family"] in ("ip", "ip6") and table in ("nat", "filter", "mangle", "raw")
 
 
 def without_counts(value: Any) -> Any:
