@@ -52,7 +52,7 @@ class Container:
         self.manager = hierarchy()
         linux: Mapping[str, Any] = spec.get("linux") or {}
         # The specification leaves the path to the runtime where the spec has none.
-        self.cgroup_path = linux.get("cgroupsPath") or f"/runtimeshim/{os.path.basename(bundle)}"
+        self.cgroup_path = linux.get("cgroupsPath") or f"/{os.path.basename(bundle)}"
         self.streams = Streams()
         self.pid = 0
         self.pidfd = -1

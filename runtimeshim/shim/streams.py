@@ -1,7 +1,8 @@
 """A container's stdio: output to log and attached clients, input from one of them.
 
 Nothing here blocks. A client that does not read holds its container's stream back once
-MAX_BACKLOG bytes wait for it, as with containerd; after STALL_SECONDS it is dropped.
+MAX_BACKLOG bytes wait for it, as with containerd: whoever pages through output expects to see all
+of it. What waits for a client when the stream ends is still delivered, however long it takes.
 """
 
 from __future__ import annotations
@@ -16,18 +17,16 @@ from runtimeshim.shim.log import LineFormatter, LogFile, timestamp
 
 READ_SIZE = 64 * 1024  # a pipe's capacity
 MAX_BACKLOG = 1024 * 1024  # bounds the shim's memory per client
-STALL_SECONDS = 30.0  # how long a client may read nothing while others wait
 
 
 class Client:
     """One attached reader of a stream."""
 
-    __slots__ = ("backlog", "fd", "stalled_since")
+    __slots__ = ("backlog", "fd")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.backlog = bytearray()
-        self.stalled_since = 0.0
 
 
 class Output:
@@ -77,8 +76,8 @@ class Output:
         if self._reading:
             self._selector.unregister(self.fd)
         os.close(self.fd)
-        for client in list(self._clients):
-            self._flush_at_end(client)
+        for client in [client for client in self._clients if not client.backlog]:
+            self._forget(client)
 
     def _readable(self, _: object = None) -> None:
         try:
@@ -103,7 +102,6 @@ class Output:
             self._selector.register(
                 client.fd, selectors.EVENT_WRITE, lambda _: self._writable(client)
             )
-            client.stalled_since = time.monotonic()
         client.backlog += data
 
     def _write(self, client: Client, data: bytes) -> bytes:
@@ -118,13 +116,12 @@ class Output:
 
     def _writable(self, client: Client) -> None:
         rest = self._write(client, bytes(client.backlog))
-        if len(rest) < len(client.backlog):
-            client.stalled_since = time.monotonic()
-        if client not in self._clients:
-            return
-        client.backlog[:] = rest
-        if not rest:
-            self._selector.unregister(client.fd)
+        if client in self._clients:
+            client.backlog[:] = rest
+            if not rest:
+                self._selector.unregister(client.fd)
+                if not self.open:
+                    self._forget(client)
         self._hold_back()
 
     def _hold_back(self) -> None:
@@ -137,32 +134,15 @@ class Output:
             else:
                 self._selector.unregister(self.fd)
 
-    def drop_stalled(self, now: float) -> bool:
-        """Drop clients that hold the container back; returns whether any may have to be later."""
-        for client in list(self._clients):
-            full = len(client.backlog) >= MAX_BACKLOG
-            if full and now - client.stalled_since > STALL_SECONDS:
-                self._forget(client)
-        self._hold_back()
-        return not self._reading
+    def flushing(self) -> bool:
+        """Tell whether the stream has ended, and a client has not yet been given all of it."""
+        return not self.open and bool(self._clients)
 
     def _forget(self, client: Client) -> None:
         self._clients.remove(client)
         if client.backlog:
             self._selector.unregister(client.fd)
         os.close(client.fd)
-
-    def _flush_at_end(self, client: Client) -> None:
-        """Give a client its rest while the shim is about to end: bounded by STALL_SECONDS."""
-        if client.backlog:
-            poll = selectors.DefaultSelector()
-            poll.register(client.fd, selectors.EVENT_WRITE)
-            rest = bytes(client.backlog)
-            while rest and client in self._clients and poll.select(STALL_SECONDS):
-                rest = self._write(client, rest)
-            poll.close()
-        if client in self._clients:
-            self._forget(client)
 
 
 class Input:
@@ -288,8 +268,6 @@ class Stdio:
         for output in self.outputs.values():
             output.drain(deadline)
 
-    def drop_stalled(self) -> bool:
-        """See Output.drop_stalled."""
-        now = time.monotonic()
-        held_back = [output.drop_stalled(now) for output in self.outputs.values()]
-        return any(held_back)
+    def flushing(self) -> bool:
+        """See Output.flushing."""
+        return any(output.flushing() for output in self.outputs.values())

@@ -4,8 +4,8 @@ Requests and answers are runtimeshim.wire messages over shim.sock; any number of
 hears `exit` when the container is over, and `exec-exit` of what it has started itself.
 
 The order at the end: streams drained into the log, the rest of the container killed, its cgroup
-removed, the exit record on disk, and only then the announcement. The shim ends with it: a
-container that is over costs no process.
+removed, the exit record on disk, and only then the announcement. The shim ends with it, or as
+soon as its attached clients have read the rest: a container that is over costs no process.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ from runtimeshim.shim.streams import Stdio
 
 # How long output may flow after init's end: only from processes that outlive it, which are killed.
 DRAIN_SECONDS = 2.0
-
-# How often clients that hold the container back are looked at.
-STALL_CHECK_SECONDS = 1.0
 
 Answer = tuple[wire.Message, list[int]]
 
@@ -77,11 +74,19 @@ class Supervisor:
         self._add_client(first)
         self._reap()  # a child that died before SIGCHLD had its handler
         while not self._over:
-            timeout = STALL_CHECK_SECONDS if self._stdio.drop_stalled() else None
-            for key, _ in self._selector.select(timeout):
-                # An earlier event of this round may have unregistered a later one.
-                if self._selector.get_map().get(key.fd) is not None and not self._over:
-                    key.data(key.fileobj)
+            self._turn()
+        self._selector.unregister(listener)
+        listener.close()
+        for client in list(self._clients):
+            self._drop(client)
+        while self._stdio.flushing():
+            self._turn()
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select():
+            # An earlier event of this round may have unregistered a later one.
+            if self._selector.get_map().get(key.fd) is key:
+                key.data(key.fileobj)
 
     def _on_connect(self, listener: socket.socket) -> None:
         client, _ = listener.accept()

@@ -208,6 +208,38 @@ async def test_two_clients_see_the_same_output(rt: harness.Runtime) -> None:
     assert outputs[0] == outputs[1] == expected
 
 
+async def test_a_slow_reader_gets_everything_and_the_exit_does_not_wait(
+    rt: harness.Runtime,
+) -> None:
+    shim = await rt.create(rt.spec(["seq", "1", "50000"]))
+    read, write = os.pipe2(os.O_CLOEXEC)
+    await shim.attach(stdout=write)
+    os.close(write)
+    await shim.start()
+    await shim.wait()  # nothing has been read yet
+    os.set_blocking(read, False)
+    output = bytearray()
+    await read_to_end(read, output, 1 << 24)
+    os.close(read)
+    assert output.decode() == "".join(f"{n}\n" for n in range(1, 50001))
+
+
+async def test_a_reader_that_stops_holds_the_container_back(rt: harness.Runtime) -> None:
+    shim = await rt.create(rt.spec(["sh", "-c", "seq 1 500000; echo done >&2"]))
+    read, write = os.pipe2(os.O_CLOEXEC)
+    await shim.attach(stdout=write)
+    os.close(write)
+    await shim.start()
+    await asyncio.sleep(1)
+    assert "done" not in rt.output()
+    os.set_blocking(read, False)
+    output = bytearray()
+    await read_to_end(read, output, 1 << 24)
+    os.close(read)
+    assert output.endswith(b"\n500000\n")
+    assert (await shim.wait()).exit_code == 0
+
+
 async def test_stdin_once_ends_with_its_client_and_otherwise_not(rt: harness.Runtime) -> None:
     for name, once in (("once", True), ("again", False)):
         shim = await rt.start(rt.spec(["cat"], name), name, stdin=True, stdin_once=once)
