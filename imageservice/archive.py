@@ -125,6 +125,7 @@ class ArchiveImporter:
             reader = TarReader(stream, max_entries=MAX_MEMBERS)
             for entry in reader:
                 self._take(entry, reader, contents)
+            stream.drain()  # the checksum of a compressed archive comes last
         finally:
             os.close(fd)
 

@@ -115,7 +115,10 @@ def number(field: bytes) -> int:
 
 def check_sum(block: bytes) -> None:
     """Raise TarError unless the header's checksum is right; old tars summed signed chars."""
-    stored = number(block[148:156])
+    try:
+        stored = number(block[148:156])
+    except TarError:
+        stored = -1
     rest = block[:148] + b" " * 8 + block[156:]
     total = sum(rest)
     if stored != total and stored != total - 256 * sum(byte > 127 for byte in rest):

@@ -14,8 +14,9 @@ from criserver.cli.errors import FAILURE, CommandError
 # On the pods and containers that `run` made: each pod is its container's, and goes with it.
 MADE_BY_RUN = "io.criserver.cli.run"
 
-# A kubelet makes and deletes the log directories of its pods; for our pods we are the kubelet.
-LOG_ROOT = Path("/var/log/criserver")
+# On those pods: where their log is. A kubelet makes and deletes the log directories of its pods; of
+# these pods `run` and `rm` are the kubelet.
+LOG_DIRECTORY = "io.criserver.cli.log-directory"
 
 
 def find_container(client: Client, reference: str) -> cri.Container:
@@ -50,28 +51,24 @@ def is_made_by_run(container: cri.Container) -> bool:
     return MADE_BY_RUN in container.labels
 
 
-def log_directory(pod_uid: str) -> Path:
-    """Return where `run` has the log of its container written."""
-    return LOG_ROOT / pod_uid
-
-
-def remove_pod(client: Client, pod_id: str, pod_uid: str) -> None:
-    """Stop and remove a pod that `run` made, with its container and its log; idempotent."""
+def remove_pod(client: Client, pod_id: str, log_directory: str) -> None:
+    """Stop and remove a pod with its containers, and its log if `run` made one; idempotent."""
     with client.doing(f"stop pod {pod_id}"):
         client.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod_id))
     with client.doing(f"remove pod {pod_id}"):
         client.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
-    remove_log(pod_uid)
+    if log_directory:
+        remove_log(Path(log_directory))
 
 
-def remove_log(pod_uid: str) -> None:
+def remove_log(directory: Path) -> None:
     """Remove the log directory of a pod that `run` made; one that is gone is no error."""
     try:
-        shutil.rmtree(log_directory(pod_uid))
+        shutil.rmtree(directory)
     except FileNotFoundError:
         pass
     except OSError as err:
-        raise CommandError(f"cannot remove the log {log_directory(pod_uid)}: {err}") from err
+        raise CommandError(f"cannot remove the log {directory}: {err}") from err
 
 
 def for_each(verb: str, references: Sequence[str], action: Callable[[str], None]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from api.cri import api_pb2 as cri
-from criserver.cli.containers import MADE_BY_RUN, log_directory
+from criserver.cli.containers import LOG_DIRECTORY, MADE_BY_RUN
 from criserver.cli.errors import RUNTIME_FAILURE, CommandError
 
 NAMESPACE = "default"
@@ -30,7 +30,8 @@ class RunOptions:
     """What the command line of `run` asks for, as it was written."""
 
     name: str
-    uid: str  # of the pod; unique, and the name of its log directory
+    uid: str  # of the pod
+    log_directory: Path
     command: Sequence[str] = ()
     entrypoint: str | None = None
     interactive: bool = False
@@ -55,9 +56,10 @@ def pod_config(options: RunOptions) -> cri.PodSandboxConfig:
     return cri.PodSandboxConfig(
         metadata=cri.PodSandboxMetadata(name=options.name, uid=options.uid, namespace=NAMESPACE),
         hostname="" if options.host_network else _hostname(options),
-        log_directory=str(log_directory(options.uid)),
+        log_directory=str(options.log_directory),
         port_mappings=[_port(text) for text in options.ports],
         labels={MADE_BY_RUN: options.name},
+        annotations={LOG_DIRECTORY: str(options.log_directory)},
         linux=cri.LinuxPodSandboxConfig(
             security_context=cri.LinuxSandboxSecurityContext(namespace_options=namespaces)
         ),

@@ -9,6 +9,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 import grpc
@@ -17,10 +18,13 @@ from api.cri import api_pb2 as cri
 from api.extension import extension_pb2 as pb
 from criserver.cli import relay, terminal
 from criserver.cli.client import Client
-from criserver.cli.containers import container_status, log_directory, remove_log, remove_pod
+from criserver.cli.containers import container_status, remove_log, remove_pod
 from criserver.cli.errors import RUNTIME_FAILURE, CommandError, start_exit_code
 from criserver.cli.image_names import find_image, pull_image
 from criserver.cli.pod_config import RunOptions, container_config, pod_config
+
+LOG_ROOT = "/var/log/criserver"
+LOG_ROOT_VARIABLE = "CRISERVER_LOG_DIR"
 
 SIGKILLED = 137
 
@@ -31,10 +35,11 @@ class Runner:
     def __init__(self, client: Client, options: argparse.Namespace) -> None:
         self._client = client
         self._options = options
-        self._uid = secrets.token_hex(16)
+        uid = secrets.token_hex(16)
         self._plan = RunOptions(
             name=options.name or _name_for(options.image),
-            uid=self._uid,
+            uid=uid,
+            log_directory=Path(os.environ.get(LOG_ROOT_VARIABLE) or LOG_ROOT) / uid,
             command=options.command,
             entrypoint=options.entrypoint,
             interactive=options.interactive,
@@ -113,19 +118,19 @@ class Runner:
 
     def _make_pod(self, config: cri.PodSandboxConfig, cleanup: contextlib.ExitStack) -> str:
         """Make the pod; cleanup removes it, the containers in it and their log."""
-        log = log_directory(self._uid)
+        log = self._plan.log_directory
         try:
             log.mkdir(parents=True)
         except OSError as err:
             message = f"cannot make the log directory {log}: {err.strerror}"
             raise CommandError(message, RUNTIME_FAILURE) from err
         undo = cleanup.enter_context(contextlib.ExitStack())
-        undo.callback(remove_log, self._uid)
+        undo.callback(remove_log, log)
         with self._doing("make a pod"):
             request = cri.RunPodSandboxRequest(config=config)
             pod_id = self._client.runtime.RunPodSandbox(request).pod_sandbox_id
         undo.pop_all()
-        cleanup.callback(remove_pod, self._client, pod_id, self._uid)
+        cleanup.callback(remove_pod, self._client, pod_id, str(log))
         return pod_id
 
     def _create(

@@ -22,7 +22,12 @@ class Cli:
     """Client commands against one daemon."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self.environment = {**os.environ, "CRISERVER_ENDPOINT": daemon.endpoint}
+        self.logs = daemon.home / "run-logs"
+        self.environment = {
+            **os.environ,
+            "CRISERVER_ENDPOINT": daemon.endpoint,
+            "CRISERVER_LOG_DIR": str(self.logs),
+        }
 
     def __call__(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end."""

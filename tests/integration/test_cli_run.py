@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from criserver.cli.containers import LOG_ROOT
 from tests.integration import images
 from tests.integration.cli import SECONDS, Cli, end, read_until
 from tests.integration.daemon import Daemon, wait_for
@@ -33,11 +32,10 @@ def pulled(registry: Registry, module_daemon: Daemon) -> Cli:
 @pytest.fixture
 def cli(pulled: Cli) -> Iterator[Cli]:
     """A client whose containers, pods and logs are gone afterwards, by its own rm."""
-    logs = set(LOG_ROOT.glob("*"))
     yield pulled
     pulled("rm", "--all", "--force")
     assert pulled.output("ps", "-aq") == ""
-    assert set(LOG_ROOT.glob("*")) <= logs
+    assert list(pulled.logs.glob("*")) == []
 
 
 def test_run_pulls_what_is_missing_and_prints_what_the_container_prints(

@@ -15,9 +15,11 @@ from criserver.cli.pod_config import RunOptions, container_config, pod_config
 
 IMAGE = cri.ImageSpec(image="sha256:1", user_specified_image="busybox")
 
+LOGS = Path("/logs/u1")
+
 
 def options(**given: Any) -> RunOptions:
-    return RunOptions(**{"name": "web", "uid": "u1", **given})
+    return RunOptions(**{"name": "web", "uid": "u1", "log_directory": LOGS, **given})
 
 
 def container(**given: Any) -> cri.ContainerConfig:
@@ -28,7 +30,8 @@ def test_the_pod_has_the_containers_name_and_a_label_that_tells_who_made_it() ->
     config = pod_config(options())
     assert (config.metadata.name, config.metadata.namespace) == ("web", "default")
     assert (config.metadata.uid, config.hostname) == ("u1", "web")
-    assert config.log_directory == "/var/log/criserver/u1"
+    assert config.log_directory == "/logs/u1"
+    assert dict(config.annotations) == {"io.criserver.cli.log-directory": "/logs/u1"}
     assert dict(config.labels) == {"io.criserver.cli.run": "web"}
     assert dict(container().labels) == dict(config.labels)
 

@@ -10,7 +10,13 @@ import argparse
 
 from api.cri import api_pb2 as cri
 from criserver.cli.client import Client
-from criserver.cli.containers import MADE_BY_RUN, find_container, for_each, remove_log, remove_pod
+from criserver.cli.containers import (
+    LOG_DIRECTORY,
+    find_container,
+    for_each,
+    is_made_by_run,
+    remove_pod,
+)
 from criserver.cli.errors import USAGE, CommandError
 
 
@@ -39,29 +45,22 @@ def _remove(client: Client, reference: str, *, force: bool) -> None:
     container = find_container(client, reference)
     if container.state == cri.CONTAINER_RUNNING and not force:
         raise CommandError(f"{reference} is running: `criserver stop` it first, or use rm --force")
-    if MADE_BY_RUN in container.labels:
-        remove_pod(client, container.pod_sandbox_id, _pod_uid(client, container.pod_sandbox_id))
+    if is_made_by_run(container):
+        pod = _pod(client, container.pod_sandbox_id)
+        remove_pod(client, pod.id, pod.annotations.get(LOG_DIRECTORY, ""))
         return
     with client.doing(f"remove {reference}"):
         client.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container.id))
 
 
-def _pod_uid(client: Client, pod_id: str) -> str:
+def _pod(client: Client, pod_id: str) -> cri.PodSandboxStatus:
     with client.doing(f"get the status of pod {pod_id}"):
         request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod_id)
-        return client.runtime.PodSandboxStatus(request).status.metadata.uid
+        return client.runtime.PodSandboxStatus(request).status
 
 
 def _remove_everything(client: Client) -> int:
     with client.doing("list pods"):
         pods = client.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items
-    by_id = {pod.id: pod for pod in pods}
-    return for_each("rm", list(by_id), lambda pod_id: _remove_any_pod(client, by_id[pod_id]))
-
-
-def _remove_any_pod(client: Client, pod: cri.PodSandbox) -> None:
-    with client.doing(f"remove pod {pod.id}"):
-        client.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id))
-        client.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id))
-    if MADE_BY_RUN in pod.labels:
-        remove_log(pod.metadata.uid)
+    logs = {pod.id: pod.annotations.get(LOG_DIRECTORY, "") for pod in pods}
+    return for_each("rm", list(logs), lambda pod_id: remove_pod(client, pod_id, logs[pod_id]))

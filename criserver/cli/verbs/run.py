@@ -3,7 +3,7 @@
 The image is pulled if it is not here. In the foreground (without -d) the container's output comes
 here, signals go there, and the exit code is the container's; 126 if its command cannot be executed,
 127 if it is not found, 125 if the runtime failed. The container stays until `criserver rm`, unless
---rm is given.
+--rm is given. Its log is kept below /var/log/criserver, or $CRISERVER_LOG_DIR.
 
 examples:
   criserver run --rm docker.io/library/busybox echo hello
