@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -11,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from criserver.cli.containers import LOG_ROOT
 from tests.integration import images, leaks
 from tests.integration.registry import Registry
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 180.0
+GREETING = r"Hello from a container: process 1 on busybox-[0-9a-f]{6}, address 10\.[0-9.]+\n"
 NOWHERE = "http://127.0.0.1:1"  # port 1 is nobody's
 
 
@@ -27,6 +28,7 @@ class QuickStart:
         self.run_dir = Path(tempfile.mkdtemp(prefix=f"{leaks.SESSION}q-", dir="/run"))
         self.home = Path(tempfile.mkdtemp(prefix=f"{leaks.SESSION}q-", dir="/var/lib"))
         self.root = self.home / "root"
+        self.logs = self.home / "logs"
         self.bridge = f"crq{os.getpid() % 10**7}"
         self.hosts = self.home / "certs.d/docker.io/hosts.toml"
         self.hosts.parent.mkdir(parents=True)
@@ -42,6 +44,7 @@ class QuickStart:
             "CRISERVER_RUN_DIR": str(self.run_dir),
             "CRISERVER_LOG_FILE": str(self.home / "daemon.log"),
             "CRISERVER_CONFIG": str(config),
+            "CRISERVER_LOG_DIR": str(self.logs),
         }
 
     def use_registry(self, url: str) -> None:
@@ -83,15 +86,14 @@ def quickstart() -> Iterator[QuickStart]:
 
 
 def test_without_a_registry_it_runs_an_image_made_on_the_spot(quickstart: QuickStart) -> None:
-    logs = set(LOG_ROOT.glob("*"))
     out, err = quickstart()
-    assert out.startswith("Hello from a container: process 1 on busybox-")
+    assert re.fullmatch(GREETING, out)
     assert "daemon: started" in err and "made docker.io/library/busybox of Debian's" in err
 
     out, err = quickstart()
-    assert out.startswith("Hello from a container: process 1 on busybox-")
+    assert re.fullmatch(GREETING, out)
     assert "daemon: it runs already" in err and "is here already" in err
-    assert set(LOG_ROOT.glob("*")) <= logs
+    assert list(quickstart.logs.iterdir()) == []
 
     subprocess.run(
         [
@@ -113,7 +115,7 @@ def test_without_a_registry_it_runs_an_image_made_on_the_spot(quickstart: QuickS
     quickstart("stop")
     assert_nothing_is_left(quickstart)
     assert quickstart.root.exists()
-    assert set(LOG_ROOT.glob("*")) <= logs
+    assert list(quickstart.logs.iterdir()) == []
 
     out, err = quickstart()
     assert "is here already" in err  # the images were kept
@@ -127,7 +129,7 @@ def test_with_a_registry_it_pulls(quickstart: QuickStart, registry: Registry) ->
     images.push(registry.address, "library/busybox", images.busybox())
     quickstart.use_registry(f"http://{registry.address}")
     out, err = quickstart()
-    assert out.startswith("Hello from a container")
+    assert re.fullmatch(GREETING, out)
     assert "docker.io/library/busybox, pulled from its registry" in err
 
 

@@ -15,7 +15,7 @@ import pytest_asyncio
 from api.cri import api_pb2 as cri
 from api.errors import InternalError, InvalidArgumentError, UnimplementedError
 from podsandbox.lifecycle import SandboxRuntime
-from tests.integration.leaks import assert_nothing_left, snapshot
+from tests.integration.leaks import snapshot
 from tests.integration.sandboxes import World, inside, new_world, pod_config, run, start
 
 SHM_BYTES = 64 << 20
@@ -137,7 +137,7 @@ async def test_a_bad_sysctl_is_refused_and_nothing_is_left(
     before = snapshot([world.home / "sandboxes"])
     with pytest.raises(error, match=message):
         await world.create(config)
-    assert_nothing_left(before, [world.home / "sandboxes"])
+    world.assert_nothing_left(before, [world.home / "sandboxes"])
 
 
 async def test_what_is_not_supported_is_said(world: World) -> None:
@@ -168,7 +168,7 @@ async def test_any_failing_step_undoes_the_ones_before(world: World, monkeypatch
     monkeypatch.setattr("podsandbox.pod_init.elf", lambda _: b"no program")
     with pytest.raises(InternalError, match="start the pod's init: OSError"):
         await world.create(config)
-    assert_nothing_left(before, [world.home / "sandboxes"])
+    world.assert_nothing_left(before, [world.home / "sandboxes"])
     assert not world.builtin._leases.holders()
 
 
@@ -192,7 +192,7 @@ async def test_a_worker_that_fails_late_undoes_its_own_part(world: World) -> Non
     (home / "shm").unlink()
     (home / "ns").rmdir()
     home.rmdir()
-    assert_nothing_left(before)
+    world.assert_nothing_left(before)
 
 
 async def test_the_cgroup_parent_is_the_given_one_and_is_kept(world: World) -> None:
@@ -257,4 +257,4 @@ async def test_many_at_once_have_different_addresses_and_leave_nothing(world: Wo
     assert len({world.ip(pod) for pod in made}) == 12
     await asyncio.gather(*(world.stop(pod) for pod in made))
     await asyncio.gather(*(world.remove(pod) for pod in made))
-    assert_nothing_left(before, [world.home / "sandboxes"])
+    world.assert_nothing_left(before, [world.home / "sandboxes"])

@@ -95,8 +95,8 @@ async def test_closing_ends_the_command_and_what_it_started(
     assert (await anext(session.output()))[1].startswith(b"up")
     session.close()
     assert await session.wait() in (128 + signal.SIGKILL, 128 + signal.SIGHUP)
-    left = await run(shim, rt, "pgrep -f '^sleep 1002'")
-    assert (await collect(left))[Stream.STDOUT] == b""
+    left = await run(shim, rt, "ps | grep '[s]leep 1002'; echo end")
+    assert (await collect(left))[Stream.STDOUT] == b"end\n"
     left.close()
 
 
