@@ -21,7 +21,7 @@ from tests.integration.registry import Registry
 
 HERE = Path(__file__).parent
 # Links, cgroups and rules of the whole machine are compared, so sessions tell each other of theirs.
-SESSIONS_LOCK = Path("/run/lock/criserver-tests.lock")
+SESSIONS_LOCK = Path("/run/criserver-tests.lock")
 OTHER_SESSIONS_SECONDS = 5.0
 UNCHECKED = pytest.StashKey[bool]()
 
