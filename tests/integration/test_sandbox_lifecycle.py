@@ -108,15 +108,25 @@ async def test_sysctls_are_the_pods_alone(world: World) -> None:
             "fs.mqueue.msg_max": "12",
         }
     )
-    host = {name: run("sysctl", "-n", name) for name in ("kernel.shmmax", "fs.mqueue.msg_max")}
+    host = {
+        name: run("busybox", "sysctl", "-n", name)
+        for name in ("kernel.shmmax", "fs.mqueue.msg_max")
+    }
     runtime = world.runtime(await world.create(config))
-    assert entering(runtime, "sysctl", "-n", "net.ipv4.ip_local_port_range") == "20000\t30000"
-    assert entering(runtime, "sysctl", "-n", "kernel.shmmax") == "123456"
-    assert entering(runtime, "sysctl", "-n", "kernel.msgmax") == "4321"
-    assert entering(runtime, "sysctl", "-n", "fs.mqueue.msg_max") == "12"
-    assert entering(runtime, "sysctl", "-n", "net.ipv4.ip_unprivileged_port_start") == "0"
-    assert entering(runtime, "sysctl", "-n", "net.ipv4.ping_group_range") == "0\t2147483647"
-    assert host == {name: run("sysctl", "-n", name) for name in host}
+    assert (
+        entering(runtime, "busybox", "sysctl", "-n", "net.ipv4.ip_local_port_range")
+        == "20000\t30000"
+    )
+    assert entering(runtime, "busybox", "sysctl", "-n", "kernel.shmmax") == "123456"
+    assert entering(runtime, "busybox", "sysctl", "-n", "kernel.msgmax") == "4321"
+    assert entering(runtime, "busybox", "sysctl", "-n", "fs.mqueue.msg_max") == "12"
+    assert (
+        entering(runtime, "busybox", "sysctl", "-n", "net.ipv4.ip_unprivileged_port_start") == "0"
+    )
+    assert (
+        entering(runtime, "busybox", "sysctl", "-n", "net.ipv4.ping_group_range") == "0\t2147483647"
+    )
+    assert host == {name: run("busybox", "sysctl", "-n", name) for name in host}
 
 
 @pytest.mark.parametrize(
