@@ -43,6 +43,9 @@ PARENTS_SECONDS = 600.0
 # Breaks of one blob's transfer without a byte in between.
 MAX_BREAKS = 4
 RETRY_SECONDS = 0.25
+# What a worker raises for an archive that is wrong, and for reasons that are not the archive's.
+_ARCHIVE_ERRORS = ("TarError", "CompressionError")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM)
 REMOVE_TRIES = 50
 REMOVE_PAUSE_SECONDS = 0.02
 
@@ -66,9 +69,12 @@ class WantedLayer:
     diff_id: str
     blob: Descriptor
 
+    def __str__(self) -> str:
+        return f"layer {self.blob.digest} of {self.image}"
+
     def bad(self, reason: str) -> BadContentError:
         """Return the error for content that can never be a layer."""
-        return BadContentError(f"layer {self.blob.digest} of {self.image}: {reason}")
+        return BadContentError(f"{self}: {reason}")
 
 
 class Layers:
@@ -165,10 +171,9 @@ class Layers:
             )
         if answer["ignored_xattrs"]:
             log.warning(
-                "layer %s of %s: %d extended attributes were left out: they are reserved, or the "
-                "filesystem has none",
-                wanted.blob.digest,
-                wanted.image,
+                "%s: %d extended attributes were left out: they are reserved, or the filesystem "
+                "has none",
+                wanted,
                 answer["ignored_xattrs"],
             )
         await self._parent_done(wanted)
@@ -240,7 +245,7 @@ class Layers:
             try:
                 await seat.result()
             except CRIError as err:
-                log.info("%s: another pull failed to fetch %s: %s", wanted.image, digest, err)
+                log.info("another pull failed to fetch %s: %s", wanted, err)
         fd = os.open(self._content.path(digest), os.O_RDONLY)
         try:
             return await self._run_unpack(wanted, fd, path)
@@ -300,10 +305,8 @@ class Layers:
                 reason = str(err)
             breaks = breaks + 1 if ingest.offset == before else 1
             if breaks > MAX_BREAKS:
-                raise registry_unavailable(
-                    f"layer {wanted.blob.digest} of {wanted.image} breaks off: {reason}"
-                )
-            log.info("%s: %s breaks off: %s", wanted.image, wanted.blob.digest, reason)
+                raise registry_unavailable(f"{wanted} breaks off: {reason}")
+            log.info("%s breaks off: %s", wanted, reason)
             await asyncio.sleep(RETRY_SECONDS * breaks)
 
     async def _run_unpack(
@@ -321,14 +324,11 @@ class Layers:
         try:
             return await self._spawner.run_worker(worker, args, fds, timeout=timeout)
         except WorkerError as err:
-            if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM):
-                text = f"layer {wanted.blob.digest} of {wanted.image}: {err.message}"
-                raise ImagePullError(
-                    f"{text}: free space on, or repair, the disk below it"
-                ) from err
-            raise wanted.bad(err.message) from err
+            raise _worker_failed(wanted, err) from err
         except TimeoutError as err:
-            raise wanted.bad(f"unpacking took longer than {timeout:g} s") from err
+            raise ImagePullError(
+                f"{wanted}: unpacking was ended after {timeout:g} s without a result"
+            ) from err
         except SpawnerError as err:
             raise UnavailableError(f"cannot unpack {wanted.image}: {err}") from err
 
@@ -348,6 +348,15 @@ class Layers:
     async def close(self) -> None:
         """Break off what is under way."""
         await self._flights.close()
+
+
+def _worker_failed(wanted: WantedLayer, err: WorkerError) -> ImagePullError:
+    """Tell an archive that is wrong from a machine that is in trouble."""
+    if err.errno in _DISK_ERRORS:
+        return ImagePullError(f"{wanted}: {err.message}: free, or repair, the disk below it")
+    if err.kind in _ARCHIVE_ERRORS or err.errno is not None:
+        return wanted.bad(err.message)
+    return ImagePullError(f"{wanted}: {err.message}")
 
 
 def _remove_all(paths: Sequence[Path]) -> None:

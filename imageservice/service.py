@@ -191,6 +191,7 @@ def to_cri(image: Image) -> cri.Image:
         repo_digests=image.repo_digests,
         size=image.size,
         pinned=image.pinned,
+        spec=cri.ImageSpec(image=image.id),
     )
     config = image.config.get("config") or {}
     user = str(config.get("User") or "").partition(":")[0]

@@ -53,7 +53,7 @@ class Images:
     async def remove(self, name: str) -> None:
         await self.service.remove_image(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)))
 
-    async def list(self, name: str = "") -> list[cri.Image]:
+    async def listed(self, name: str = "") -> list[cri.Image]:
         request = cri.ListImagesRequest(filter=cri.ImageFilter(image=cri.ImageSpec(image=name)))
         return list((await self.service.list_images(request)).images)
 

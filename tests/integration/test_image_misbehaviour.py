@@ -1,0 +1,301 @@
+"""Registries that lie, break off, stall or never end: an error each, and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from api.errors import CRIError, ImagePullError
+from tests.integration import images
+from tests.integration.image_fixtures import Images, running_images
+from tests.integration.odd_registry import OddRegistry, answer, odd_registry, small_image
+
+pytestmark = pytest.mark.integration
+
+Opener = Callable[..., Awaitable[OddRegistry]]
+
+
+@pytest_asyncio.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Images]:
+    async with running_images(tmp_path) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def open_registry() -> AsyncIterator[Opener]:
+    """Registries that end with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def start(context: ssl.SSLContext | None = None) -> OddRegistry:
+            return await stack.enter_async_context(odd_registry(context))
+
+        yield start
+
+
+@pytest_asyncio.fixture
+async def odd(open_registry: Opener) -> OddRegistry:
+    return await open_registry()
+
+
+async def refused(service: Images, name: str, pattern: str) -> None:
+    """The pull fails for this reason, and leaves nothing behind."""
+    with pytest.raises(CRIError, match=pattern):
+        await service.pull(name)
+    assert service.left() == []
+
+
+async def test_another_blob_than_asked_for_is_refused(service: Images, odd: OddRegistry) -> None:
+    image = small_image()
+    name = odd.add("app", image)
+    digest = images.digest(image.layers[0].blob)
+    blob = image.layers[0].blob
+    odd.hooks[digest] = answer(200, blob[:-1] + bytes([blob[-1] ^ 1]))
+    await refused(service, name, f"layer {digest} of {name}.*with the digest")
+
+
+async def test_another_manifest_than_asked_for_is_refused(
+    service: Images, odd: OddRegistry
+) -> None:
+    image = small_image()
+    odd.add("app", image)
+    digest = images.digest(image.manifest)
+    odd.hooks[digest] = answer(200, small_image("other").manifest)
+    await refused(service, f"{odd.address}/app@{digest}", "it sent content with the digest")
+
+
+async def test_another_configuration_than_asked_for_is_refused(
+    service: Images, odd: OddRegistry
+) -> None:
+    image = small_image()
+    name = odd.add("app", image)
+    odd.hooks[image.id] = answer(200, image.config_blob.replace(b"linux", b"lunix"))
+    await refused(service, name, f"instead of {image.id}")
+
+
+async def test_a_configuration_that_lies_about_its_layers_is_refused(
+    service: Images, odd: OddRegistry
+) -> None:
+    image = small_image()
+    lie = images.Layer(b"other", "none").diff_id
+    config = image.config_blob.replace(image.layers[0].diff_id.encode(), lie.encode())
+    manifest = image.manifest.replace(image.id.encode(), images.digest(config).encode())
+    odd.add_blob("app", config)
+    odd.add_blob("app", image.layers[0].blob)
+    odd.add_manifest("app", manifest, image.types.manifest, "latest")
+    await refused(service, f"{odd.address}/app", f"diff id {image.layers[0].diff_id}.*{lie}")
+
+
+@pytest.mark.parametrize(
+    ("hook", "pattern"),
+    [
+        (answer(200, b"<html>log in</html>"), "not JSON.*<html>"),
+        (answer(200, b"[]"), "not a JSON object"),
+        (answer(200, b"{}"), "schemaVersion None"),
+        (answer(200, b'{"manifests": []}'), "it has nothing"),
+        (answer(200, bytes(5 << 20)), "larger than 4194304"),
+        (answer(500, b"<html>\nbroken"), "^RegistryUnavailable: .*500.*broken"),
+        (answer(503), "^RegistryUnavailable: .*503"),
+        (answer(429, Retry_After="5"), "429"),
+        (answer(403), "access denied"),
+        (answer(418), "418"),
+        (answer(200, b"{}", Content_Length="100"), "^RegistryUnavailable"),
+    ],
+)
+async def test_a_manifest_that_is_none_is_refused(
+    service: Images, odd: OddRegistry, hook: Callable[..., Awaitable[web.Response]], pattern: str
+) -> None:
+    odd.hooks["/manifests/"] = hook
+    await refused(service, f"{odd.address}/app", pattern)
+
+
+async def test_an_index_that_never_ends_is_refused(service: Images, odd: OddRegistry) -> None:
+    body, kind = small_image().manifest, images.OCI.manifest
+    for _ in range(6):
+        odd.add_manifest("app", body, kind, "latest")
+        entry = images.descriptor(kind, body)
+        body, kind = images.encode({"schemaVersion": 2, "manifests": [entry]}), images.OCI.index
+    odd.add_manifest("app", body, kind, "latest")
+    await refused(service, f"{odd.address}/app", "nests indexes")
+
+
+async def test_a_layer_of_another_length_is_refused(service: Images, odd: OddRegistry) -> None:
+    image = small_image()
+    name = odd.add("app", image)
+    digest = images.digest(image.layers[0].blob)
+    odd.hooks[digest] = answer(200, image.layers[0].blob + b"more")
+    await refused(service, name, "its manifest says")
+
+
+def endless(byte: bytes) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def hook(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        while True:
+            await response.write(byte * 65536)
+
+    return hook
+
+
+async def test_a_layer_that_never_ends_is_refused(service: Images, odd: OddRegistry) -> None:
+    image = small_image()
+    name = odd.add("app", image)
+    odd.hooks[images.digest(image.layers[0].blob)] = endless(b"\0")
+    await refused(service, name, "more than")
+
+
+async def test_a_manifest_that_never_ends_is_refused(service: Images, odd: OddRegistry) -> None:
+    odd.hooks["/manifests/"] = endless(b" ")
+    await refused(service, f"{odd.address}/app", "larger than")
+
+
+class Breaking:
+    """Serves a blob but breaks off after `length` bytes of each of the first `times` answers."""
+
+    def __init__(self, odd: OddRegistry, blob: bytes, length: int, times: int) -> None:
+        self.starts: list[int] = []
+        self._odd, self._blob, self._length, self._times = odd, blob, length, times
+        odd.hooks[images.digest(blob)] = self.serve
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        start = request.http_range.start or 0
+        self.starts.append(start)
+        if len(self.starts) > self._times:
+            return await self._odd.serve(request)
+        response = web.StreamResponse(status=206 if start else 200)
+        response.content_length = len(self._blob) - start
+        if start:
+            end = len(self._blob)
+            response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{end}"
+        await response.prepare(request)
+        await response.write(self._blob[start : start + self._length])
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+
+async def test_a_transfer_that_breaks_is_resumed(service: Images, odd: OddRegistry) -> None:
+    image = images.Image((images.files_layer({"big": os.urandom(1_000_000)}),))
+    name = odd.add("app", image)
+    breaking = Breaking(odd, image.layers[0].blob, 300_000, times=3)
+    assert (await service.pull(name)).id == image.id
+    assert breaking.starts == [0, 300_000, 600_000, 900_000]
+
+
+async def test_a_transfer_that_breaks_for_ever_is_given_up(
+    service: Images, odd: OddRegistry
+) -> None:
+    image = small_image()
+    name = odd.add("app", image)
+    breaking = Breaking(odd, image.layers[0].blob, 0, times=1000)
+    await refused(service, name, "^RegistryUnavailable: layer .* breaks off")
+    assert len(breaking.starts) == 5
+
+
+async def test_a_host_that_ignores_a_range_is_understood(service: Images, odd: OddRegistry) -> None:
+    image = images.Image((images.files_layer({"big": os.urandom(500_000)}),))
+    name = odd.add("app", image)
+    breaking = Breaking(odd, image.layers[0].blob, 100_000, times=1)
+    first = breaking.serve
+
+    async def whole(request: web.Request) -> web.StreamResponse:
+        return (
+            await first(request) if not breaking.starts else web.Response(body=image.layers[0].blob)
+        )
+
+    odd.hooks[images.digest(image.layers[0].blob)] = whole
+    assert (await service.pull(name)).id == image.id
+
+
+async def test_a_finished_layer_is_not_fetched_again(service: Images, odd: OddRegistry) -> None:
+    """The pull is broken off, and the daemon restarted, when one of two layers is finished."""
+    first = images.files_layer({"one": os.urandom(10_000)})
+    second = images.files_layer({"two": os.urandom(10_000)})
+    image = images.Image((first, second))
+    name = odd.add("app", image)
+    held = asyncio.Event()
+
+    async def hold(request: web.Request) -> web.StreamResponse:
+        await held.wait()
+        return await odd.serve(request)
+
+    odd.hooks[images.digest(second.blob)] = hold
+    pull = asyncio.create_task(service.pull(name))
+    async with asyncio.timeout(20):
+        while "layers: 1" not in service.left():  # noqa: ASYNC110 - the database does not signal
+            await asyncio.sleep(0.01)
+    pull.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pull
+    held.set()
+    await service.close()
+    service.open()
+    await service.service.recover([])
+    assert (await service.pull(name)).id == image.id
+    assert sum(images.digest(first.blob) in path for path in odd.paths()) == 1
+
+
+async def test_a_pull_tries_its_own_registry_when_the_one_it_joined_fails(
+    service: Images, odd: OddRegistry, open_registry: Opener
+) -> None:
+    other = await open_registry()
+    image = small_image()
+    held = asyncio.Event()
+
+    async def fail_later(request: web.Request) -> web.StreamResponse:
+        await held.wait()
+        return web.Response(status=500)
+
+    digest = images.digest(image.layers[0].blob)
+    odd.hooks[digest] = fail_later
+    failing = asyncio.create_task(service.pull(odd.add("app", image)))
+    async with asyncio.timeout(20):
+        while not any(digest in path for path in odd.paths()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    joining = asyncio.create_task(service.pull(other.add("app", image)))
+    async with asyncio.timeout(20):
+        while not other.paths():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)  # for it to join; if it has not, it succeeds as well
+    held.set()
+    with pytest.raises(ImagePullError, match=r"^RegistryUnavailable"):
+        await failing
+    assert (await joining).id == image.id
+
+
+async def test_a_pull_that_nobody_waits_for_ends_and_leaves_nothing(
+    service: Images, odd: OddRegistry
+) -> None:
+    image = images.Image((images.files_layer({"big": os.urandom(2_000_000)}),))
+    name = odd.add("app", image)
+    blob = image.layers[0].blob
+    half_sent = asyncio.Event()
+
+    async def send_half(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.content_length = len(blob)
+        await response.prepare(request)
+        await response.write(blob[: len(blob) // 2])
+        half_sent.set()
+        await asyncio.Event().wait()
+        return response
+
+    odd.hooks[images.digest(blob)] = send_half
+    pull = asyncio.create_task(service.pull(name))
+    await half_sent.wait()
+    pull.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pull
+    async with asyncio.timeout(20):
+        while service.left():  # noqa: ASYNC110 - it ends behind the one who has left
+            await asyncio.sleep(0.01)
+    odd.hooks.clear()
+    assert (await service.pull(name)).id == image.id

@@ -1,0 +1,33 @@
+"""What a failed worker means: a wrong archive is one thing, a machine in trouble another."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from imageservice.errors import BadContentError
+from imageservice.layers import WantedLayer, _worker_failed
+from imageservice.manifest import Descriptor
+from runtimeshim.client import WorkerError
+
+DIGEST = "sha256:" + "1" * 64
+WANTED = WantedLayer("host/app:1", DIGEST, "", DIGEST, Descriptor("layer", DIGEST, 5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "bad"),
+    [
+        ("TarError", None, True),
+        ("CompressionError", None, True),
+        ("OSError", errno.ENAMETOOLONG, True),
+        ("OSError", errno.ENOSPC, False),
+        ("OSError", errno.EIO, False),
+        ("Died", None, False),
+        ("MemoryError", None, False),
+    ],
+)
+def test_only_a_wrong_archive_is_bad_content(kind: str, number: int | None, bad: bool) -> None:
+    error = _worker_failed(WANTED, WorkerError(kind, "what happened", number))
+    assert isinstance(error, BadContentError) is bad
+    assert str(error).startswith(f"layer {DIGEST} of host/app:1: what happened")
