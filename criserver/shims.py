@@ -9,12 +9,17 @@ from pathlib import Path
 
 from criserver.bundle import read_spec
 from criserver.store.containers import ContainerStore, State
-from runtimeshim.client import Shim, ShimError
+from runtimeshim import exit_record
+from runtimeshim.client import ExitRecord, Shim, ShimError, connect_shim
 from runtimeshim.linux import cgroups
 
 log = logging.getLogger(__name__)
 
 LOST = "the container's shim died and left no exit record"
+
+# A fork takes milliseconds; a spawner that has died as well is started anew in the meantime.
+ADOPTION_SECONDS = 10.0
+ADOPTION_INTERVAL_SECONDS = 0.05
 
 
 class Shims:
@@ -53,16 +58,28 @@ class Shims:
         self._shims.clear()
 
     async def _watch(self, container_id: str, shim: Shim) -> None:
-        try:
-            record = await shim.wait()
-        except ShimError as err:
-            log.warning("container %s is lost: %s", container_id, err)
+        record = await self._end(container_id, shim)
+        if record is None:
+            log.warning("container %s is lost", container_id)
             await asyncio.to_thread(kill_remains, shim.bundle)
             self.lost(container_id)
             return
         container = self._containers.exited(container_id, *record)
         log.info("container %s exited: code %d", container_id, container.exit_code)
-        await shim.delete()
+        await self._shims[container_id].delete()
+
+    async def _end(self, container_id: str, shim: Shim) -> ExitRecord | None:
+        """Wait for the container's end, by the shim or by those that adopt it; None: it is lost."""
+        while True:
+            try:
+                return await shim.wait()
+            except ShimError as err:
+                log.warning("container %s: %s", container_id, err)
+            found = await _successor(shim.bundle)
+            if not isinstance(found, Shim):
+                return found
+            log.warning("container %s: adopted by another shim", container_id)
+            self._shims[container_id] = shim = found
 
     def lost(self, container_id: str) -> None:
         """Record that nobody knows how the container ended."""
@@ -76,6 +93,23 @@ class Shims:
         self._shims.pop(container_id, None)
         if (error := task.exception()) is not None:
             log.error("the end of container %s could not be recorded", container_id, exc_info=error)
+
+
+async def _successor(bundle: Path) -> Shim | ExitRecord | None:
+    """Return the shim that the spawner forks for a container whose own was killed.
+
+    Or the exit record of one that has come and gone; None when ADOPTION_SECONDS bring neither.
+    """
+    deadline = asyncio.get_running_loop().time() + ADOPTION_SECONDS
+    while asyncio.get_running_loop().time() < deadline:
+        try:
+            return await connect_shim(bundle)
+        except ShimError:
+            record = await asyncio.to_thread(exit_record.read, bundle)
+            if record is not None:
+                return record
+        await asyncio.sleep(ADOPTION_INTERVAL_SECONDS)
+    return None
 
 
 def kill_remains(bundle: Path) -> None:

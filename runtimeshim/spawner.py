@@ -12,6 +12,11 @@ Requests (see runtimeshim.wire), each with an `id`; the answer carries the same 
     program  argv, env                     -> {pid}, later {exit}; the fds are its stdio
     kill     target                        -> SIGKILL to what request `target` started
     retire                                 -> the socket is closed; exits when its last child has
+    ward     container, bundle, options    -> the connection becomes a shim's, see below
+
+Each shim has a connection of its own to the spawner (runtimeshim.shim.keeper), over which it
+leaves duplicates of its container's streams. When it ends without a release it was killed: a new
+shim is forked that takes them up, so that the container never notices.
 """
 
 from __future__ import annotations
@@ -52,6 +57,32 @@ class Child:
         self.client = client
 
 
+class Ward:
+    """A container whose ends are kept for the case that its shim is killed."""
+
+    __slots__ = ("channel", "fds", "message", "pid", "state")
+
+    def __init__(self, message: wire.Message, channel: socket.socket) -> None:
+        self.message = message  # the request for its shim
+        self.channel = channel
+        self.pid = 0  # of its init, 0 until it is created
+        self.state: dict[str, Any] = {}
+        self.fds: dict[str, int] = {}
+
+    def keep(self, message: wire.Message, fds: list[int]) -> None:
+        """Take duplicates from the shim; those of an earlier one are closed."""
+        self.close()
+        ended = {"exit": self.state["exit"]} if "exit" in self.state else {}
+        self.pid, self.state = int(message["pid"]), message["state"] | ended
+        self.fds = dict(zip(message["names"], fds, strict=True))
+
+    def close(self) -> None:
+        """Let go of the duplicates."""
+        for fd in self.fds.values():
+            os.close(fd)
+        self.fds.clear()
+
+
 class Spawner:
     """The loop: one listener, the connections of daemons, and SIGCHLD."""
 
@@ -60,6 +91,7 @@ class Spawner:
         self._workers = workers
         self._build = build
         self._children: dict[int, Child] = {}
+        self._wards: list[Ward] = []
         self._selector = selectors.DefaultSelector()
         self._wakeup_r, self._wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -70,7 +102,7 @@ class Spawner:
         signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
         self._selector.register(self._wakeup_r, selectors.EVENT_READ, self._on_sigchld)
         self._selector.register(listener, selectors.EVENT_READ, self._on_connect)
-        while self._serving() or self._has_children():
+        while self._serving() or self._wards or self._has_children():
             for key, _ in self._selector.select():
                 key.data(key.fileobj)
 
@@ -132,7 +164,11 @@ class Spawner:
                 self._answer(client, {"id": request})
                 return
             case "shim":
-                pid = self._fork(lambda: shim_main.run(message, fds[0]), fds[:1])
+                pid = self._fork_shim(message, fds[0])
+            case "ward":
+                self._selector.unregister(client)
+                self._add_ward(message, client)
+                return
             case "worker":
                 worker = self._workers[message["name"]]
                 pid = self._fork(lambda: run_worker(worker, message["args"], fds), fds)
@@ -142,6 +178,78 @@ class Spawner:
                 raise ValueError(f"unknown operation {unknown!r}")
         self._children[pid] = Child(request, client)
         self._answer(client, {"id": request, "pid": pid})
+
+    def _fork_shim(self, message: wire.Message, client: int) -> int:
+        ours, theirs = wire.pair()
+        with theirs:
+            keeper = theirs.fileno()
+            pid = self._fork(lambda: shim_main.run(message, client, keeper), [client, keeper])
+        self._add_ward(message, ours)
+        return pid
+
+    def _add_ward(self, message: wire.Message, channel: socket.socket) -> None:
+        channel.setblocking(False)
+        ward = Ward(message, channel)
+        self._wards.append(ward)
+        self._selector.register(channel, selectors.EVENT_READ, lambda _: self._on_ward(ward))
+
+    def _on_ward(self, ward: Ward) -> None:
+        try:
+            received = wire.receive(ward.channel)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError) as err:
+            log(f"a message of the shim of {ward.message.get('container')} was lost: {err}")
+            received = None
+        if received is None:
+            self._on_shim_ended(ward)
+            return
+        message, fds = received
+        match message.get("op"):
+            case "keep":
+                ward.keep(message, fds)
+            case "started":
+                ward.state["running"] = True
+            case "drop":
+                if message["name"] in ward.fds:
+                    os.close(ward.fds.pop(message["name"]))
+            case "release":
+                ward.pid = 0
+
+    def _on_shim_ended(self, ward: Ward) -> None:
+        self._selector.unregister(ward.channel)
+        ward.channel.close()
+        if ward.pid == 0:  # over, or never created
+            ward.close()
+            self._wards.remove(ward)
+            return
+        log(f"the shim of {ward.message['container']} was killed: another one adopts its init")
+        ours, theirs = wire.pair()
+        with theirs:
+            keeper = theirs.fileno()
+            keep = [keeper, *ward.fds.values()]
+            self._fork(
+                lambda: shim_main.adopt(ward.message, keeper, ward.pid, ward.state, ward.fds),
+                keep,
+            )
+        ours.setblocking(False)
+        ward.channel = ours
+        self._selector.register(ours, selectors.EVENT_READ, lambda _: self._on_ward(ward))
+        if "exit" in ward.state:  # it ended before its new shim was there
+            self._answer_ward(ward, {"exit": ward.state["exit"]})
+
+    def _on_orphan(self, pid: int, status: int) -> None:
+        """Pass on how an adopted init has ended: its shim is not its parent."""
+        for ward in self._wards:
+            if ward.pid == pid:
+                ward.state["exit"] = status
+                self._answer_ward(ward, {"exit": status})
+
+    def _answer_ward(self, ward: Ward, message: wire.Message) -> None:
+        try:
+            wire.send(ward.channel, message)
+        except OSError:  # that shim is dead as well: the next one is told
+            return
 
     def _answer(self, client: socket.socket, message: wire.Message) -> None:
         try:
@@ -185,7 +293,9 @@ class Spawner:
             if pid == 0:
                 return
             child = self._children.pop(pid, None)
-            if child is not None:  # others are orphans, or of a daemon that has gone
+            if child is None:  # an orphan, or of a daemon that has gone
+                self._on_orphan(pid, status)
+            else:
                 self._answer(child.client, {"id": child.request, "exit": exit_code(status)})
 
 

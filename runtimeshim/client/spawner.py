@@ -40,6 +40,8 @@ class Spawner:
         self._connection: Connection | None = None
         self._exits: dict[int, asyncio.Future[int]] = {}
         self._connecting = asyncio.Lock()
+        self._closing = False
+        self._return: asyncio.Task[None] | None = None
         self.pid = 0
 
     @classmethod
@@ -116,6 +118,14 @@ class Spawner:
             if not future.done():
                 future.set_exception(SpawnerError("the spawner has died; the request was lost"))
         self._exits.clear()
+        if not self._closing:  # shims wait for a new one, to leave their duplicates with it
+            self._return = asyncio.get_running_loop().create_task(self._bring_back())
+
+    async def _bring_back(self) -> None:
+        try:
+            await self._connected()
+        except (SpawnerError, OSError):
+            return  # the next request tries again, and has somebody to tell
 
     async def _spawn(self, message: wire.Message, fds: Sequence[int]) -> asyncio.Future[int]:
         """Ask for a child; sets the request's id, and returns the future of its exit code."""
@@ -230,7 +240,11 @@ class Spawner:
             "op": "shim",
             "container": container_id,
             "bundle": str(bundle),
-            "options": _options(options) | {"seccomp_cache": str(self._run_dir / "seccomp")},
+            "options": _options(options)
+            | {
+                "seccomp_cache": str(self._run_dir / "seccomp"),
+                "spawner": str(self._run_dir / "spawner.sock"),
+            },
         }
         shim = Shim(container_id, bundle, ours)
         try:
@@ -245,12 +259,14 @@ class Spawner:
         return shim
 
     async def retire(self) -> None:
-        """Tell the spawner to exit as soon as its last child has."""
+        """Tell the spawner to exit as soon as its last child has, and start no other."""
+        self._closing = True
         connection = await self._connected()
         await connection.call({"op": "retire"})
 
     async def close(self) -> None:
         """Disconnect; the spawner and all that it started go on."""
+        self._closing = True
         if self._connection is not None:
             self._connection.close()
 

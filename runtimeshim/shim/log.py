@@ -22,29 +22,32 @@ def timestamp(ns: int) -> bytes:
 
 
 class LineFormatter:
-    """Cuts one stream into log lines; holds what is not yet a whole line."""
+    """Cuts one stream into log lines. It keeps nothing: what is not a whole line stays with the
+    caller, so that nothing is lost with this process.
+    """
 
     def __init__(self, stream: bytes) -> None:
         self._full = b" %s F " % stream
         self._partial = b" %s P " % stream
-        self._rest = b""
 
-    def feed(self, data: bytes, now: bytes) -> bytes:
-        """Return the log lines that `data` completes, stamped `now`."""
-        lines = (self._rest + data).split(b"\n")
-        self._rest = lines.pop()
+    def cut(self, data: bytes, now: bytes) -> tuple[bytes, int]:
+        """Return the log lines at the beginning of `data`, and how many bytes of it they hold.
+
+        A line of more than MAX_LINE bytes is split, whether its end is there or not.
+        """
+        lines = data.split(b"\n")
+        rest = lines.pop()
         out: list[bytes] = []
         for line in lines:
             if len(line) > MAX_LINE:
                 line = self._split(line, now, out)
             out += (now, self._full, line, b"\n")
-        if len(self._rest) > MAX_LINE:
-            self._rest = self._split(self._rest, now, out)
-        return b"".join(out)
+        if len(rest) > MAX_LINE:
+            rest = self._split(rest, now, out)
+        return b"".join(out), len(data) - len(rest)
 
-    def finish(self, now: bytes) -> bytes:
+    def last(self, rest: bytes, now: bytes) -> bytes:
         """Return the last line of a stream that ended without a newline: tagged P."""
-        rest, self._rest = self._rest, b""
         return b"".join((now, self._partial, rest, b"\n")) if rest else b""
 
     def _split(self, line: bytes, now: bytes, out: list[bytes]) -> bytes:

@@ -3,17 +3,24 @@
 Nothing here blocks. A client that does not read holds its container's stream back once
 MAX_BACKLOG bytes wait for it, as with containerd: whoever pages through output expects to see all
 of it. What waits for a client when the stream ends is still delivered, however long it takes.
+
+A pipe is read by tee(2) first, and consumed only when its lines are in the log: a shim that is
+killed in between leaves them in the pipe, where the next one finds them. A line without its end
+stays in the pipe for the same reason, which is why the pipes are polled edge-triggered. A terminal
+has no tee: of it, what was read and not yet written is lost with the shim, 64 KiB at the most.
 """
 
 from __future__ import annotations
 
 import os
-import selectors
 import time
+from collections.abc import Callable
 
+from runtimeshim.linux import syscalls
 from runtimeshim.oci import terminal
 from runtimeshim.oci.container import Streams
 from runtimeshim.shim.log import LineFormatter, LogFile, timestamp
+from runtimeshim.shim.poller import EDGE, HANG_UP, READ, WRITE, Poller
 
 READ_SIZE = 64 * 1024  # a pipe's capacity
 MAX_BACKLOG = 1024 * 1024  # bounds the shim's memory per client
@@ -29,79 +36,42 @@ class Client:
         self.backlog = bytearray()
 
 
-class Output:
-    """One output stream of the container."""
+class Clients:
+    """The attached readers of one stream."""
 
-    def __init__(
-        self, fd: int, name: bytes, log: LogFile, selector: selectors.BaseSelector
-    ) -> None:
-        os.set_blocking(fd, False)
-        self.fd = fd
-        self.open = True
-        self._lines = LineFormatter(name)
-        self._log = log
-        self._selector = selector
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
         self._clients: list[Client] = []
-        self._reading = True
-        selector.register(fd, selectors.EVENT_READ, self._readable)
+        self._ending = False
+        self.full = False  # one of them has MAX_BACKLOG bytes to read yet
+        self.on_room: Callable[[], None] | None = None  # called when that is over
 
-    def attach(self, fd: int) -> None:
-        """Send the stream to `fd` from now on; the fd is ours to close."""
-        if not self.open:
-            os.close(fd)
-            return
+    def __bool__(self) -> bool:
+        return bool(self._clients)
+
+    def add(self, fd: int) -> None:
+        """Take a reader; the fd is ours to close."""
         os.set_blocking(fd, False)
         self._clients.append(Client(fd))
 
-    def drain(self, deadline: float) -> None:
-        """Read on until the end of file, or until time.monotonic() is `deadline`."""
-        if not self.open:
-            return
-        poll = selectors.DefaultSelector()
-        poll.register(self.fd, selectors.EVENT_READ)
-        while self.open:
-            left = deadline - time.monotonic()
-            if left <= 0 or not poll.select(left):
-                break
-            self._readable()
-        poll.close()
-        self.close()
-
-    def close(self) -> None:
-        """End the stream: the last line goes to the log, clients see the end of file."""
-        if not self.open:
-            return
-        self.open = False
-        self._log.write(self._lines.finish(timestamp(time.time_ns())))
-        if self._reading:
-            self._selector.unregister(self.fd)
-        os.close(self.fd)
-        for client in [client for client in self._clients if not client.backlog]:
-            self._forget(client)
-
-    def _readable(self, _: object = None) -> None:
-        try:
-            data = os.read(self.fd, READ_SIZE)
-        except BlockingIOError:
-            return
-        except OSError:  # EIO: the terminal's last user has gone
-            data = b""
-        if not data:
-            self.close()
-            return
-        self._log.write(self._lines.feed(data, timestamp(time.time_ns())))
+    def send(self, data: bytes) -> None:
+        """Give all of them `data`, or keep it until they take it."""
         for client in list(self._clients):
             self._send(client, data)
-        self._hold_back()
+        self._measure()
+
+    def end(self) -> None:
+        """Nothing more comes: who has read all is let go, the others when they have."""
+        self._ending = True
+        for client in [client for client in self._clients if not client.backlog]:
+            self._forget(client)
 
     def _send(self, client: Client, data: bytes) -> None:
         if not client.backlog:
             data = self._write(client, data)
             if not data:
                 return
-            self._selector.register(
-                client.fd, selectors.EVENT_WRITE, lambda _: self._writable(client)
-            )
+            self._poller.register(client.fd, WRITE, lambda _: self._writable(client))
         client.backlog += data
 
     def _write(self, client: Client, data: bytes) -> bytes:
@@ -119,42 +89,167 @@ class Output:
         if client in self._clients:
             client.backlog[:] = rest
             if not rest:
-                self._selector.unregister(client.fd)
-                if not self.open:
+                self._poller.unregister(client.fd)
+                if self._ending:
                     self._forget(client)
-        self._hold_back()
-
-    def _hold_back(self) -> None:
-        """Read on only while every client keeps up."""
-        wanted = all(len(client.backlog) < MAX_BACKLOG for client in self._clients)
-        if self.open and wanted != self._reading:
-            self._reading = wanted
-            if wanted:
-                self._selector.register(self.fd, selectors.EVENT_READ, self._readable)
-            else:
-                self._selector.unregister(self.fd)
-
-    def flushing(self) -> bool:
-        """Tell whether the stream has ended, and a client has not yet been given all of it."""
-        return not self.open and bool(self._clients)
+        self._measure()
 
     def _forget(self, client: Client) -> None:
         self._clients.remove(client)
-        if client.backlog:
-            self._selector.unregister(client.fd)
+        self._poller.unregister(client.fd)
         os.close(client.fd)
+
+    def _measure(self) -> None:
+        was_full = self.full
+        self.full = any(len(client.backlog) >= MAX_BACKLOG for client in self._clients)
+        if was_full and not self.full and self.on_room is not None:
+            self.on_room()
+
+
+class Output:
+    """One output stream of the container; see Pipe and Terminal for how it is read."""
+
+    def __init__(self, fd: int, name: bytes, log: LogFile, poller: Poller) -> None:
+        os.set_blocking(fd, False)
+        self.fd = fd
+        self.open = True
+        self._draining = False
+        self.clients = Clients(poller)
+        self.clients.on_room = lambda: self._readable(0)
+        self._lines = LineFormatter(name)
+        self._log = log
+        self._poller = poller
+        poller.register(fd, READ | EDGE, self._readable)
+
+    def attach(self, fd: int) -> None:
+        """Send the stream to `fd` from now on; the fd is ours to close."""
+        if self.open:
+            self.clients.add(fd)
+        else:
+            os.close(fd)
+
+    def drain(self, deadline: float) -> None:
+        """Read on until the end of file, or until time.monotonic() is `deadline`; then close."""
+        if not self.open:
+            return
+        self._draining = True  # nobody is waited for any more
+        poller = Poller()
+        poller.register(self.fd, READ | EDGE, self._readable)
+        self._readable(0)
+        while self.open and (left := deadline - time.monotonic()) > 0:
+            poller.turn(left)
+        poller.close()
+        self.close()
+
+    def close(self) -> None:
+        """End the stream: the last line goes to the log, clients see the end of file."""
+        if not self.open:
+            return
+        self.open = False
+        self._finish()
+        self._poller.unregister(self.fd)
+        os.close(self.fd)
+        self.clients.end()
+
+    def _may_read(self) -> bool:
+        return self.open and (self._draining or not self.clients.full)
+
+    def _readable(self, events: int) -> None:
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        raise NotImplementedError
+
+
+class Pipe(Output):
+    """A stream of a container without a terminal."""
+
+    def __init__(self, fd: int, name: bytes, log: LogFile, poller: Poller) -> None:
+        self._tail = 0  # bytes of an unfinished line: in the pipe still, but shown to clients
+        self._hung_up = False
+        self._copy_r, self._copy_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        super().__init__(fd, name, log, poller)
+
+    def _readable(self, events: int) -> None:
+        self._hung_up = self._hung_up or bool(events & HANG_UP)
+        while self._may_read():
+            data = self._look()
+            if data is None:
+                return
+            if len(data) > self._tail:
+                self._take(data)
+                continue
+            if not data or self._hung_up:
+                self.close()
+            return
+
+    def _look(self) -> bytes | None:
+        """Return what is in the pipe and leave it there; None when that is nothing."""
+        try:
+            length = syscalls.tee(self.fd, self._copy_w, READ_SIZE)
+        except BlockingIOError:
+            return None
+        return os.read(self._copy_r, length) if length else b""
+
+    def _take(self, data: bytes) -> None:
+        """Log the lines, then consume them; clients see what they have not yet seen."""
+        new = data[self._tail :]
+        lines, length = self._lines.cut(data, timestamp(time.time_ns()))
+        if lines:
+            self._log.write(lines)
+            os.read(self.fd, length)
+        self._tail = len(data) - length
+        self.clients.send(new)
+
+    def _finish(self) -> None:
+        rest = self._look() or b""
+        if len(rest) > self._tail:  # the drain's time is over, and somebody still writes
+            self._take(rest)
+            rest = rest[len(rest) - self._tail :]
+        self._log.write(self._lines.last(rest, timestamp(time.time_ns())))
+        os.close(self._copy_r)
+        os.close(self._copy_w)
+
+
+class Terminal(Output):
+    """The controlling side of a container's terminal."""
+
+    def __init__(self, fd: int, name: bytes, log: LogFile, poller: Poller) -> None:
+        self._rest = b""
+        super().__init__(fd, name, log, poller)
+
+    def _readable(self, events: int) -> None:
+        while self._may_read():
+            try:
+                data = os.read(self.fd, READ_SIZE)
+            except BlockingIOError:
+                return
+            except OSError:  # EIO: the terminal's last user has gone
+                data = b""
+            if not data:
+                self.close()
+                return
+            held = self._rest + data
+            lines, length = self._lines.cut(held, timestamp(time.time_ns()))
+            self._log.write(lines)
+            self._rest = held[length:]
+            self.clients.send(data)
+
+    def _finish(self) -> None:
+        self._log.write(self._lines.last(self._rest, timestamp(time.time_ns())))
 
 
 class Input:
     """The container's stdin, fed by one attached client at a time."""
 
-    def __init__(self, fd: int, *, once: bool, selector: selectors.BaseSelector) -> None:
+    def __init__(self, fd: int, *, once: bool, poller: Poller) -> None:
         os.set_blocking(fd, False)
         self._fd: int | None = fd
         self._once = once
-        self._selector = selector
+        self._poller = poller
         self._source: int | None = None
         self._pending = b""
+        self.on_close: Callable[[], None] | None = None  # others may hold the fd as well
 
     def attach(self, fd: int) -> None:
         """Read stdin from `fd`; the fd is ours to close. A former client's is closed."""
@@ -164,9 +259,9 @@ class Input:
         self._detach()
         os.set_blocking(fd, False)
         self._source = fd
-        self._selector.register(fd, selectors.EVENT_READ, self._readable)
+        self._poller.register(fd, READ, self._readable)
 
-    def _readable(self, _: object) -> None:
+    def _readable(self, _: int) -> None:
         assert self._source is not None
         try:
             data = os.read(self._source, READ_SIZE)
@@ -193,27 +288,21 @@ class Input:
             self.close()
             return
         if self._pending:
-            self._pause()
+            self._poller.unregister(self._source)
+            self._poller.register(self._fd, WRITE, self._writable)
 
-    def _pause(self) -> None:
+    def _writable(self, _: int) -> None:
         assert self._fd is not None and self._source is not None
-        self._selector.unregister(self._source)
-        self._selector.register(self._fd, selectors.EVENT_WRITE, self._writable)
-
-    def _writable(self, _: object) -> None:
-        assert self._fd is not None and self._source is not None
-        self._selector.unregister(self._fd)
-        self._selector.register(self._source, selectors.EVENT_READ, self._readable)
+        self._poller.unregister(self._fd)
+        self._poller.register(self._source, READ, self._readable)
         self._push()
 
     def _detach(self) -> None:
         if self._source is None:
             return
-        for fd in (self._source, self._fd):
-            try:
-                self._selector.unregister(fd)  # type: ignore[arg-type]
-            except (KeyError, ValueError):  # only one of the two waits at a time
-                continue
+        self._poller.unregister(self._source)
+        if self._fd is not None:
+            self._poller.unregister(self._fd)
         os.close(self._source)
         self._source = None
         self._pending = b""
@@ -224,26 +313,26 @@ class Input:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+            if self.on_close is not None:
+                self.on_close()
 
 
 class Stdio:
     """All streams of one container."""
 
-    def __init__(
-        self, streams: Streams, log: LogFile, *, once: bool, selector: selectors.BaseSelector
-    ) -> None:
+    def __init__(self, streams: Streams, log: LogFile, *, once: bool, poller: Poller) -> None:
         self._terminal = streams.terminal
         self.outputs: dict[str, Output] = {}
         self.stdin: Input | None = None
         stdin = streams.stdin
         if streams.terminal is not None:
-            self.outputs["stdout"] = Output(streams.terminal, b"stdout", log, selector)
+            self.outputs["stdout"] = Terminal(streams.terminal, b"stdout", log, poller)
             stdin = os.dup(streams.terminal)
         for name, fd in (("stdout", streams.stdout), ("stderr", streams.stderr)):
             if fd is not None:
-                self.outputs[name] = Output(fd, name.encode(), log, selector)
+                self.outputs[name] = Pipe(fd, name.encode(), log, poller)
         if stdin is not None:
-            self.stdin = Input(stdin, once=once, selector=selector)
+            self.stdin = Input(stdin, once=once, poller=poller)
 
     def attach(self, name: str, fd: int) -> None:
         """Join a stream; one that the container does not have ends at once."""
@@ -269,5 +358,5 @@ class Stdio:
             output.drain(deadline)
 
     def flushing(self) -> bool:
-        """See Output.flushing."""
-        return any(output.flushing() for output in self.outputs.values())
+        """Tell whether a stream has ended, and a client has not yet been given all of it."""
+        return any(not output.open and output.clients for output in self.outputs.values())

@@ -10,47 +10,68 @@ soon as its attached clients have read the rest: a container that is over costs 
 
 from __future__ import annotations
 
+import errno
 import os
-import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from runtimeshim import exit_record, wire
 from runtimeshim.exit_record import ExitRecord
 from runtimeshim.linux import syscalls
 from runtimeshim.oci.container import Container
 from runtimeshim.oci.errors import StageError
-from runtimeshim.shim import execs
+from runtimeshim.shim import execs, keeper
 from runtimeshim.shim.log import LogFile
+from runtimeshim.shim.poller import READ, Poller
 from runtimeshim.shim.streams import Stdio
 
 # How long output may flow after init's end: only from processes that outlive it, which are killed.
 DRAIN_SECONDS = 2.0
 
+# How long the parent of an adopted init may take to reap it, and how often it is looked for.
+REAP_SECONDS = 5.0
+REAP_INTERVAL_SECONDS = 0.01
+
 Answer = tuple[wire.Message, list[int]]
 
 
 class Supervisor:
-    """A created container and everything that goes on around it."""
+    """A created container and everything that goes on around it.
+
+    With `adopted`, its init is no child of this process: it was another shim's, which was killed.
+    """
 
     def __init__(
-        self, bundle: str, container: Container, log: LogFile, options: Mapping[str, Any]
+        self,
+        container: Container,
+        log: LogFile,
+        request: wire.Message,
+        channel: socket.socket | None,
+        *,
+        running: bool = False,
+        adopted: bool = False,
     ) -> None:
-        self._bundle = bundle
+        self._bundle = container.bundle
         self._container = container
         self._log = log
-        self._selector = selectors.DefaultSelector()
+        self._poller = Poller()
         self._stdio = Stdio(
-            container.streams, log, once=bool(options["stdin_once"]), selector=self._selector
+            container.streams,
+            log,
+            once=bool(request["options"]["stdin_once"]),
+            poller=self._poller,
         )
+        self._keeper = keeper.Keeper(channel, request, self._poller)
+        if self._stdio.stdin is not None and container.streams.terminal is None:
+            self._stdio.stdin.on_close = lambda: self._keeper.drop("stdin")
         self._clients: list[socket.socket] = []
         self._execs: dict[int, execs.ExecProcess] = {}
         self._next_exec = 0
         self._starting: tuple[socket.socket, int] | None = None
-        self._running = False
+        self._running = running
+        self._adopted = adopted
         self._over = False
         self._wakeup, wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -66,27 +87,29 @@ class Supervisor:
             "reopen-log": self._reopen_log,
         }
 
-    def run(self, first: socket.socket) -> None:
+    def run(self, first: socket.socket | None) -> None:
         """Serve until the container is over."""
         listener = listen(self._bundle)
-        self._selector.register(listener, selectors.EVENT_READ, self._on_connect)
-        self._selector.register(self._wakeup, selectors.EVENT_READ, self._on_sigchld)
-        self._add_client(first)
+        self._poller.register(listener.fileno(), READ, lambda _: self._on_connect(listener))
+        self._poller.register(self._wakeup, READ, lambda _: self._on_sigchld())
+        if first is not None:
+            self._add_client(first)
+        if self._adopted:
+            self._poller.register(self._container.pidfd, READ, lambda _: self._on_pidfd())
         self._reap()  # a child that died before SIGCHLD had its handler
         while not self._over:
-            self._turn()
-        self._selector.unregister(listener)
+            self._poller.turn(self._keeper.timeout())
+            self._keeper.retry(self._container, self._describe())
+        self._poller.unregister(listener.fileno())
         listener.close()
         for client in list(self._clients):
             self._drop(client)
         while self._stdio.flushing():
-            self._turn()
+            self._poller.turn()
 
-    def _turn(self) -> None:
-        for key, _ in self._selector.select():
-            # An earlier event of this round may have unregistered a later one.
-            if self._selector.get_map().get(key.fd) is key:
-                key.data(key.fileobj)
+    def keep(self) -> None:
+        """Entrust the container's ends to the spawner, before anyone hears of the container."""
+        self._keeper.keep(self._container, self._describe())
 
     def _on_connect(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
@@ -95,7 +118,7 @@ class Supervisor:
     def _add_client(self, client: socket.socket) -> None:
         client.setblocking(False)
         self._clients.append(client)
-        self._selector.register(client, selectors.EVENT_READ, self._on_request)
+        self._poller.register(client.fileno(), READ, lambda _: self._on_request(client))
 
     def _on_request(self, client: socket.socket) -> None:
         try:
@@ -135,11 +158,14 @@ class Supervisor:
     def _drop(self, client: socket.socket) -> None:
         if client in self._clients:
             self._clients.remove(client)
-            self._selector.unregister(client)
+            self._poller.unregister(client.fileno())
             client.close()
 
     def _state(self, _: socket.socket, __: wire.Message, ___: list[int]) -> Answer:
-        return describe(self._container, running=self._running, lost=self._log.lost_bytes), []
+        return self._describe(), []
+
+    def _describe(self) -> wire.Message:
+        return describe(self._container, running=self._running, lost=self._log.lost_bytes)
 
     def _start(self, client: socket.socket, message: wire.Message) -> wire.Message:
         """Begin the start; its answer is sent when execve has closed the socket, or failed."""
@@ -148,14 +174,15 @@ class Supervisor:
         self._starting = (client, message["id"])
         sync = self._container.sync
         assert sync is not None
-        self._selector.register(sync, selectors.EVENT_READ, self._on_started)
+        self._poller.register(sync.fileno(), READ, lambda _: self._on_started(sync))
+        self._keeper.started()
         self._container.start()
         return {}
 
     def _on_started(self, sync: socket.socket) -> None:
         assert self._starting is not None
         (client, request), self._starting = self._starting, None
-        self._selector.unregister(sync)
+        self._poller.unregister(sync.fileno())
         failure = self._container.started()
         if failure is None:
             self._running = True
@@ -172,7 +199,8 @@ class Supervisor:
             for pid in self._container.manager.pids(self._container.cgroup_path):
                 os.kill(pid, number)
         else:
-            os.kill(self._container.pid, number)
+            # By pidfd: an adopted init is reaped by another, and its number may be given away.
+            signal.pidfd_send_signal(self._container.pidfd, number)
         return {"ok": True}, []
 
     def _exec(self, client: socket.socket, message: wire.Message, fds: list[int]) -> Answer:
@@ -212,9 +240,9 @@ class Supervisor:
         self._log.reopen()
         return {"ok": True}, []
 
-    def _on_sigchld(self, wakeup: int) -> None:
+    def _on_sigchld(self) -> None:
         try:
-            os.read(wakeup, 4096)
+            os.read(self._wakeup, 4096)
         except BlockingIOError:  # an earlier read took this wake-up's bytes too
             pass
         self._reap()
@@ -236,6 +264,23 @@ class Supervisor:
         if ended is not None:
             self._on_exit(ended)
 
+    def _on_pidfd(self) -> None:
+        """Learn how an adopted init ended: from the spawner that reaped it, or from the kernel."""
+        self._poller.unregister(self._container.pidfd)
+        deadline = time.monotonic() + REAP_SECONDS
+        while time.monotonic() < deadline:
+            status = self._keeper.exit_status
+            if status is None:
+                status = keeper.exit_status(self._container.pidfd)
+            if status is not None:
+                self._on_exit(status)
+                return
+            self._poller.turn(REAP_INTERVAL_SECONDS)
+        # Reaped by a stranger, on a kernel that does not tell: the daemon reports it as lost.
+        self._keeper.release()
+        self._stdio.finish(0)
+        self._over = True
+
     def _on_exec_exit(self, started: execs.ExecProcess, status: int) -> None:
         started.close()
         event = {"event": "exec-exit", "exec": started.name, "code": exit_code(status)}
@@ -254,6 +299,7 @@ class Supervisor:
         container.manager.delete(container.cgroup_path)
         record = ExitRecord(exit_code(status), finished, oom_killed)
         exit_record.write(self._bundle, record)
+        self._keeper.release()
         os.unlink(f"{self._bundle}/shim.sock")
         event = {"event": "exit", "record": exit_record.to_json(record)}
         for client in list(self._clients):
@@ -298,7 +344,14 @@ def listen(bundle: str) -> socket.socket:
     directory = os.open(bundle, os.O_PATH | os.O_CLOEXEC)
     old = os.umask(0o177)
     try:
-        listener.bind(f"/proc/self/fd/{directory}/shim.sock")
+        path = f"/proc/self/fd/{directory}/shim.sock"
+        try:
+            listener.bind(path)
+        except OSError as err:
+            if err.errno != errno.EADDRINUSE:
+                raise
+            os.unlink(path)  # of a shim that was killed: this one takes its place
+            listener.bind(path)
     finally:
         os.umask(old)
         os.close(directory)

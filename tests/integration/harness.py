@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,9 @@ async def runtime(directory: Path, workers: dict[str, str] | None = None) -> Asy
     finally:
         for shim in made.shims:
             await shim.delete()
-        await spawner.retire()
-        await spawner.close()
-        await until(lambda: not alive(spawner.pid))
+        await made.spawner.retire()
+        await made.spawner.close()
+        await until(lambda: not alive(made.spawner.pid))
         remove_cgroups(made.cgroup)
 
 
@@ -79,6 +79,13 @@ async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Wait for a condition; AssertionError when it has not come by then."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - the condition is the kernel's, nobody signals it
+            await asyncio.sleep(0.01)
+
+
+async def until_async(condition: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> None:
+    """Wait for a condition that has to be awaited itself."""
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 
 from api.cri import api_pb2 as cri
@@ -178,18 +180,54 @@ def test_sigterm_leaves_containers_running(pods: Pods) -> None:
 
 
 def test_a_lost_container_is_unknown_255(pods: Pods) -> None:
-    """The shim and the container are killed together while the daemon is away."""
+    """The spawner and the shim are killed while the daemon is away: nobody is left to adopt it."""
     pod = pods.run_pod()
     container = pods.run(pod, "sleep", "3600")
     pid = pid_of(pods, container)
-    shim = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    shim, spawner = parent(pid), pods.daemon.spawner_pid()
     pods.daemon.kill9()
-    os.kill(shim, signal.SIGKILL)
-    wait_for(lambda: not Path(f"/proc/{shim}").exists(), "the shim's end")
+    for process in (spawner, shim):
+        os.kill(process, signal.SIGKILL)
+        wait_for(lambda process=process: not Path(f"/proc/{process}").exists(), "its end")  # type: ignore[misc]
     pods.daemon.start()
     status = pods.status(container)
     assert (status.state, status.exit_code, status.reason) == (cri.CONTAINER_EXITED, 255, "Unknown")
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the lost container's process to be killed")
+
+
+@pytest.mark.parametrize("state", ["there", "away"])
+def test_a_killed_shim_costs_nothing(pods: Pods, state: str) -> None:
+    pod = pods.run_pod()
+    container = pods.run(
+        pod, "sh", "-c", "echo one; while [ ! -e /go ]; do sleep 0.05; done; exit 7"
+    )
+    pid = pid_of(pods, container)
+    if state == "away":
+        pods.daemon.kill9()
+    shim = parent(pid)
+    os.kill(shim, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{shim}").exists(), "the shim's end")
+    if state == "away":
+        pods.daemon.start()
+    assert pods.status(container).state == cri.CONTAINER_RUNNING
+    assert pid_of(pods, container) == pid
+    wait_for(lambda: succeeds(lambda: pods.exec(container, "touch", "/go")), "the successor")
+    assert pods.exited(container).exit_code == 7
+
+
+def succeeds(call: Callable[[], object]) -> bool:
+    """Whether a call goes through: an exec while no shim is there is INTERNAL."""
+    try:
+        call()
+    except grpc.RpcError as err:
+        assert err.code() == grpc.StatusCode.INTERNAL
+        return False
+    return True
+
+
+def parent(pid: int) -> int:
+    """The parent of a container's init: its shim."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
 def test_the_spawner_outlives_the_daemon_and_its_loss_is_made_good(pods: Pods) -> None:

@@ -103,6 +103,7 @@ async def test_a_spawner_that_died_is_replaced(rt: harness.Runtime) -> None:
 
 async def test_a_spawner_of_another_build_is_retired(tmp_path: Path, rt: harness.Runtime) -> None:
     shim = await rt.start(rt.spec(["sleep", "1000"]))
+    await rt.spawner.close()  # one daemon at a time
     other = await Spawner.connect(rt.run_dir, {"files": "runtimeshim.linux.syscalls:close_range"})
     assert other.pid != rt.spawner.pid
     assert harness.alive(rt.spawner.pid)  # until the last of its children has ended

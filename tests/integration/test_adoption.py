@@ -1,0 +1,227 @@
+"""SIGKILL to shims and spawners: the container never notices, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from runtimeshim import exit_record
+from runtimeshim.client import Shim, ShimError, connect_shim
+from tests.integration import harness
+
+pytestmark = pytest.mark.integration
+
+
+@pytest_asyncio.fixture
+async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
+    async with harness.runtime(tmp_path) as runtime:
+        yield runtime
+
+
+def shim_pid(shim: Shim) -> int:
+    """Return the process that holds the container's socket now: the one that named itself so."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                name = (entry / "comm").read_text().strip()
+                log = os.readlink(entry / "fd/2")
+            except OSError:  # it has gone meanwhile
+                continue
+            if name == f"shim {shim.container_id}"[:15] and log.startswith(str(run_of(shim))):
+                return int(entry.name)
+    raise LookupError(f"no shim of {shim.container_id}")
+
+
+def run_of(shim: Shim) -> Path:
+    return shim.bundle.parent.parent
+
+
+async def killed(rt: harness.Runtime, shim: Shim) -> Shim:
+    """Kill a shim and return the connection to its successor."""
+    old = shim_pid(shim)
+    os.kill(old, signal.SIGKILL)
+    found: list[Shim] = []
+
+    async def look() -> bool:
+        try:
+            found.append(await connect_shim(shim.bundle))
+        except ShimError:
+            return False
+        return True
+
+    await harness.until_async(look)
+    rt.shims.append(found[0])
+    return found[0]
+
+
+async def kill_spawner(rt: harness.Runtime) -> None:
+    old = rt.spawner.pid
+    os.kill(old, signal.SIGKILL)
+    await harness.until(lambda: rt.spawner.pid != old and harness.alive(rt.spawner.pid))
+
+
+# Bursts with pauses: long enough for many kills, and with data in the pipe when they come.
+COUNT = (
+    "i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i;"
+    "[ $((i %% 500)) = 0 ] && sleep 0.02; done; exit 9"
+)
+
+
+async def test_a_killed_shim_is_replaced_and_the_container_runs_on(rt: harness.Runtime) -> None:
+    shim = await rt.start(rt.spec(["sleep", "1000"]))
+    adopted = await killed(rt, shim)
+    assert adopted.pid == shim.pid
+    assert harness.alive(shim.pid)
+    assert "adopted" in adopted.warnings[0]
+    assert adopted.timings == shim.timings
+
+
+async def test_its_exit_code_arrives(rt: harness.Runtime) -> None:
+    shim = await rt.start(rt.spec(["sh", "-c", "read x; exit 7"]), stdin=True)
+    adopted = await killed(rt, shim)
+    read, write = os.pipe()
+    await adopted.attach(stdin=read)
+    os.close(read)
+    os.write(write, b"go\n")
+    assert (await adopted.wait()).exit_code == 7
+    os.close(write)
+    assert harness.cgroup_dirs(f"{rt.cgroup}/c") == []
+
+
+async def test_an_end_at_the_same_moment_is_not_lost(rt: harness.Runtime) -> None:
+    shim = await rt.start(rt.spec(["sleep", "1000"]))
+    pid = shim_pid(shim)
+    os.kill(pid, signal.SIGSTOP)
+    os.kill(shim.pid, signal.SIGTERM)
+    os.kill(shim.pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    await harness.until(lambda: exit_record.read(shim.bundle) is not None)
+    record = exit_record.read(shim.bundle)
+    assert record is not None
+    assert record.exit_code == 137
+
+
+async def test_exec_signals_and_logs_go_on(rt: harness.Runtime) -> None:
+    script = "trap 'echo got term; exit 3' TERM; echo up; while :; do sleep 0.02; done"
+    shim = await rt.start(rt.spec(["sh", "-c", script]))
+    await harness.until(lambda: "up" in rt.log("c").read_text())
+    adopted = await killed(rt, shim)
+    null = os.open("/dev/null", os.O_RDWR)
+    started = await adopted.exec(rt.spec(["sh", "-c", "exit 5"])["process"], (null, null, null))
+    assert await started.wait() == 5
+    os.close(null)
+    await adopted.kill(signal.SIGTERM)
+    assert (await adopted.wait()).exit_code == 3
+    assert rt.output() == "up\ngot term\n"
+
+
+async def test_a_created_container_can_still_be_started(rt: harness.Runtime) -> None:
+    shim = await rt.create(rt.spec(["sh", "-c", "echo hello; exit 4"]))
+    adopted = await killed(rt, shim)
+    await adopted.start()
+    assert (await adopted.wait()).exit_code == 4
+    assert rt.output() == "hello\n"
+
+
+async def test_a_terminal_lives_on(rt: harness.Runtime) -> None:
+    shim = await rt.start(rt.spec(["sh", "-c", "read x; echo $x; tty"], terminal=True), stdin=True)
+    adopted = await killed(rt, shim)
+    read, write = os.pipe()
+    await adopted.attach(stdin=read)
+    os.close(read)
+    os.write(write, b"typed\n")
+    assert (await adopted.wait()).exit_code == 0
+    os.close(write)
+    assert "/dev/pts/0" in rt.output()
+
+
+async def test_a_half_written_line_is_not_torn(rt: harness.Runtime) -> None:
+    shim = await rt.start(rt.spec(["sh", "-c", "printf half; read x; echo ' whole'"]), stdin=True)
+    read, write = os.pipe()
+    adopted = await killed(rt, shim)
+    await adopted.attach(stdin=read)
+    os.close(read)
+    os.write(write, b"\n")
+    await adopted.wait()
+    os.close(write)
+    assert rt.output() == "half whole\n"
+
+
+async def test_a_killed_spawner_loses_nothing_and_the_next_one_adopts(rt: harness.Runtime) -> None:
+    shim = await rt.start(rt.spec(["sh", "-c", "read x; echo got $x; exit 6"]), stdin=True)
+    await kill_spawner(rt)
+    await shim.refresh()
+    # The shim finds the new spawner by itself; from then on it can be killed too.
+    log = rt.run_dir / "spawner.log"
+    old = shim_pid(shim)
+    await harness.until(lambda: _is_ward(rt, old))
+    adopted = await killed(rt, shim)
+    read, write = os.pipe()
+    await adopted.attach(stdin=read)
+    os.close(read)
+    os.write(write, b"it\n")
+    assert (await adopted.wait()).exit_code == 6
+    os.close(write)
+    assert rt.output() == "got it\n"
+    assert "was killed" in log.read_text()
+
+
+def _is_ward(rt: harness.Runtime, shim: int) -> bool:
+    """Whether the spawner holds a duplicate of one of the shim's pipes."""
+
+    def pipes(pid: int) -> set[str]:
+        links = set()
+        try:
+            for fd in Path(f"/proc/{pid}/fd").iterdir():
+                links.add(os.readlink(fd))
+        except OSError:  # closed, or the process has gone, meanwhile
+            return set()
+        return {link for link in links if link.startswith("pipe:")}
+
+    return len(pipes(rt.spawner.pid) & pipes(shim)) >= 2
+
+
+async def test_no_line_is_lost_or_torn_however_often_shim_and_spawner_are_killed(
+    rt: harness.Runtime,
+) -> None:
+    """At most the chunk in flight is repeated, whole: the lines without repeats are all of them."""
+    chance = random.Random(7)
+    total = 100_000
+    shim = await rt.start(rt.spec(["sh", "-c", COUNT % total]))
+    rounds = 0
+    while exit_record.read(shim.bundle) is None and rounds < 30:
+        try:
+            old = shim_pid(shim)
+        except LookupError:  # over
+            break
+        if chance.random() < 0.3:
+            await kill_spawner(rt)
+            await harness.until(lambda old=old: not harness.alive(old) or _is_ward(rt, old))  # type: ignore[misc]
+        else:
+            os.kill(old, signal.SIGKILL)
+            await harness.until(lambda old=old: _replaced(shim, old))  # type: ignore[misc]
+        rounds += 1
+    assert rounds >= 5
+    await harness.until(lambda: exit_record.read(shim.bundle) is not None, 120)
+    record = exit_record.read(shim.bundle)
+    assert record is not None
+    assert record.exit_code == 9
+    lines = rt.output().splitlines()
+    assert sorted(set(lines), key=lambda line: int(line.split()[1])) == [
+        f"line {n}" for n in range(1, total + 1)
+    ]
+
+
+def _replaced(shim: Shim, old: int) -> bool:
+    if exit_record.read(shim.bundle) is not None:
+        return True
+    try:
+        return shim_pid(shim) != old
+    except LookupError:
+        return False
