@@ -14,6 +14,23 @@ from runtimeshim.shim.log import MAX_LINE, LineFormatter, LogFile, timestamp
 NOW = b"T"
 
 
+class Stream:
+    """A formatter with what it leaves to its caller: the unfinished line."""
+
+    def __init__(self, name: bytes) -> None:
+        self.lines = LineFormatter(name)
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        held = self.rest + data
+        log, length = self.lines.cut(held, NOW)
+        self.rest = held[length:]
+        return log
+
+    def finish(self) -> bytes:
+        return self.lines.last(self.rest, NOW)
+
+
 def parse(log: bytes) -> list[tuple[bytes, bytes]]:
     """Return (tag, text) of each line."""
     lines = log.split(b"\n")
@@ -26,20 +43,20 @@ def test_a_timestamp_is_rfc3339_with_nine_digits() -> None:
 
 
 def test_a_line_is_full_and_names_its_stream() -> None:
-    assert LineFormatter(b"stderr").feed(b"hello\n", NOW) == b"T stderr F hello\n"
+    assert Stream(b"stderr").feed(b"hello\n") == b"T stderr F hello\n"
 
 
 def test_an_unfinished_line_waits_for_its_rest() -> None:
-    lines = LineFormatter(b"stdout")
-    assert lines.feed(b"hel", NOW) == b""
-    assert parse(lines.feed(b"lo\nx", NOW)) == [(b"F", b"hello")]
+    lines = Stream(b"stdout")
+    assert lines.feed(b"hel") == b""
+    assert parse(lines.feed(b"lo\nx")) == [(b"F", b"hello")]
 
 
 def test_an_unterminated_tail_is_partial() -> None:
-    lines = LineFormatter(b"stdout")
-    lines.feed(b"tail", NOW)
-    assert parse(lines.finish(NOW)) == [(b"P", b"tail")]
-    assert lines.finish(NOW) == b""
+    lines = Stream(b"stdout")
+    lines.feed(b"tail")
+    assert parse(lines.finish()) == [(b"P", b"tail")]
+    assert Stream(b"stdout").finish() == b""
 
 
 @pytest.mark.parametrize(
@@ -52,15 +69,15 @@ def test_an_unterminated_tail_is_partial() -> None:
     ],
 )
 def test_a_long_line_is_split(length: int, tags: list[bytes]) -> None:
-    parts = parse(LineFormatter(b"stdout").feed(b"x" * length + b"\n", NOW))
+    parts = parse(Stream(b"stdout").feed(b"x" * length + b"\n"))
     assert [tag for tag, _ in parts] == tags
     assert sum(len(text) for _, text in parts) == length
 
 
 @given(st.lists(st.binary(max_size=3 * MAX_LINE // 2), max_size=6))
 def test_no_byte_is_lost_or_added_however_the_stream_is_cut(chunks: list[bytes]) -> None:
-    lines = LineFormatter(b"stdout")
-    log = b"".join(lines.feed(chunk, NOW) for chunk in chunks) + lines.finish(NOW)
+    lines = Stream(b"stdout")
+    log = b"".join(lines.feed(chunk) for chunk in chunks) + lines.finish()
     text = b"".join(text + (b"\n" if tag == b"F" else b"") for tag, text in parse(log))
     assert text == b"".join(chunks)
     assert all(len(part) <= MAX_LINE for _, part in parse(log))
