@@ -86,7 +86,7 @@ def _set_up_logging(level: str) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     # Their debug level tells of every system call, and aiohttp's of request headers.
-    for noisy in ("asyncio", "aiohttp", "grpc", "pyroute2"):
+    for noisy in ("asyncio", "aiohttp", "grpc"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
