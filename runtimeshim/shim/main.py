@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Mapping
 
@@ -12,9 +13,13 @@ from runtimeshim.oci.errors import StageError
 from runtimeshim.shim import keeper, supervisor
 from runtimeshim.shim.log import LogFile
 
+# The limit on open files that the spawner was started with; its own is higher.
+_open_files: tuple[int, int] | None = None
+
 
 def prepare() -> None:
     """Do once, in the spawner, what every shim would have to do again."""
+    raise_open_files()
     seccomp.load_library()
     capabilities.last()
     oci.hierarchy()
@@ -79,7 +84,16 @@ def _finish_start(container: oci.Container) -> None:
     container.started()  # a failure ends the init, and its exit code tells
 
 
+def raise_open_files() -> None:
+    """Let the spawner have as many files as it may: it keeps some for every container."""
+    global _open_files
+    _open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_open_files[1], _open_files[1]))
+
+
 def _become(message: wire.Message) -> None:
+    if _open_files is not None:  # what a container gets is the machine's setting, not ours
+        resource.setrlimit(resource.RLIMIT_NOFILE, _open_files)
     supervisor.identify(message["container"])
     supervisor.set_oom_score()
     syscalls.set_child_subreaper()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -327,6 +328,16 @@ async def test_what_is_no_message_ends_its_connection_only(rt: harness.Runtime) 
             client.settimeout(10)
             client.recv(4096)
     await shim.refresh()
+
+
+async def test_containers_have_the_machines_limit_on_files(rt: harness.Runtime) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = Path(f"/proc/{rt.spawner.pid}/limits").read_text()
+    assert next(line for line in limits.splitlines() if "open files" in line).split()[3] == str(
+        hard
+    )
+    _, output = await rt.run(rt.spec(["sh", "-c", "ulimit -Sn; ulimit -Hn"]))
+    assert output.split() == [str(soft), str(hard)]
 
 
 async def test_fifty_containers_leave_nothing(rt: harness.Runtime) -> None:
