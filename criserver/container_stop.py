@@ -9,7 +9,7 @@ from api.errors import InternalError, InvalidArgumentError
 from api.stages import stage
 from criserver.runtime import Runtime
 from criserver.store.containers import State
-from runtimeshim.client import Shim, ShimError
+from runtimeshim.client import ShimError
 
 # A grace period that ends after the machine; it keeps the event loop's clock from overflowing.
 MAX_TIMEOUT = 100 * 365 * 24 * 3600
@@ -42,11 +42,9 @@ async def kill_container(runtime: Runtime, container_id: str) -> None:
 
 async def kill(runtime: Runtime, container_id: str) -> None:
     """Send SIGKILL and wait until the end is recorded; part of another operation."""
-    shim = runtime.shims.get(container_id)
-    if shim is not None:
-        with stage("kill"):
-            await _signal(shim, signal.SIGKILL)
-            await runtime.shims.ended(container_id)
+    with stage("kill"):
+        await _signal(runtime, container_id, signal.SIGKILL)
+        await runtime.shims.ended(container_id)
 
 
 async def _stop(runtime: Runtime, container_id: str, timeout: float) -> None:
@@ -63,23 +61,21 @@ async def _stop(runtime: Runtime, container_id: str, timeout: float) -> None:
 async def _ask_to_stop(runtime: Runtime, container_id: str) -> None:
     """Send the stop signal, unless it has been sent before, and wait for the grace period."""
     container = runtime.containers.mirror.exact(container_id)
-    shim = runtime.shims.get(container_id)
-    if shim is not None and not container.stop_signalled:
+    if not container.stop_signalled:
         with stage("signal"):
-            await _signal(shim, container.stop_signal)
+            await _signal(runtime, container_id, container.stop_signal)
             runtime.containers.stop_signalled(container_id)
     with stage("grace"):
         async with runtime.stops.grace(container_id):
             await runtime.shims.ended(container_id)
 
 
-async def _signal(shim: Shim, number: int) -> None:
+async def _signal(runtime: Runtime, container_id: str, number: int) -> None:
     """Send a signal to the container's init; one that has ended meanwhile needs none."""
     try:
-        await shim.kill(number)
+        await runtime.shims.signal(container_id, number)
     except ShimError as err:
-        if err.kind not in ("finished", "gone"):
-            raise InternalError(f"signal {number} to {shim.container_id}: {err}") from err
+        raise InternalError(f"signal {number} to {container_id}: {err}") from err
 
 
 def _is_running(runtime: Runtime, container_id: str) -> bool:

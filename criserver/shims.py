@@ -47,6 +47,22 @@ class Shims:
         if watch is not None:
             await asyncio.wait({watch})
 
+    async def signal(self, container_id: str, number: int) -> None:
+        """Signal the container's init, by a successor of the shim if that has been killed.
+
+        One that has ended needs none. Raises ShimError for what the kernel refuses.
+        """
+        while (shim := self._shims.get(container_id)) is not None:
+            try:
+                await shim.kill(number)
+            except ShimError as err:
+                if err.kind != "gone":
+                    raise
+            else:
+                return
+            while self._shims.get(container_id) is shim:  # noqa: ASYNC110 - adopted, or given up
+                await asyncio.sleep(ADOPTION_INTERVAL_SECONDS)
+
     async def close(self) -> None:
         """Disconnect from all shims; they and their containers go on."""
         for watch in self._watches.values():

@@ -107,11 +107,15 @@ class Shim:
             raise StartError(str(err), err.kind) from err
 
     async def kill(self, signal_: int, *, everyone: bool = False) -> None:
-        """Signal init, or every process of the container; one that has exited is no error."""
+        """Signal init, or every process of the container; one that has exited is no error.
+
+        Raises ShimError, of kind "gone" when the shim was lost before the container's end.
+        """
         try:
             await self.call("kill", signal=int(signal_), everyone=everyone)
         except ShimError as err:
-            if err.kind != "gone":
+            over = self._exit.done() and self._exit.exception() is None
+            if err.kind not in ("gone", "finished") or (err.kind == "gone" and not over):
                 raise
 
     async def exec(self, process: Mapping[str, Any], stdio: tuple[int, int, int] | None) -> Exec:
@@ -155,8 +159,8 @@ class Shim:
 
     async def delete(self) -> None:
         """End the container if it is not over, and its shim with it; idempotent."""
-        await self.kill(signal.SIGKILL, everyone=True)
         with contextlib.suppress(ShimError):  # lost with its shim: there is nothing left to end
+            await self.kill(signal.SIGKILL, everyone=True)
             await self.wait()
         self.close()
 
