@@ -50,9 +50,11 @@ class Keeper:
         if channel is not None:
             self._listen(channel)
 
-    def keep(self, container: Container, state: Mapping[str, Any]) -> None:
-        """Entrust a created container."""
-        names, fds = _fds_of(container)
+    def keep(
+        self, container: Container, rests: Mapping[str, tuple[int, int]], state: Mapping[str, Any]
+    ) -> None:
+        """Entrust a created container, with its unfinished lines."""
+        names, fds = _fds_of(container, rests)
         self._send({"op": "keep", "names": names, "pid": container.pid, "state": dict(state)}, fds)
 
     def started(self) -> None:
@@ -71,7 +73,9 @@ class Keeper:
         """Return the seconds until `retry` has something to do."""
         return None if self._channel is not None else RETRY_SECONDS
 
-    def retry(self, container: Container, state: Mapping[str, Any]) -> None:
+    def retry(
+        self, container: Container, rests: Mapping[str, tuple[int, int]], state: Mapping[str, Any]
+    ) -> None:
         """Look for a new spawner, if the last one has died."""
         if self._channel is not None or time.monotonic() < self._retry_at:
             return
@@ -82,7 +86,7 @@ class Keeper:
         self._channel = channel
         self._listen(channel)
         self._send({**self._request, "op": "ward", "id": 0}, [])
-        self.keep(container, state)
+        self.keep(container, rests, state)
 
     def _listen(self, channel: socket.socket) -> None:
         self._poller.register(channel.fileno(), READ, lambda _: self._readable())
@@ -128,23 +132,35 @@ def connect(path: str) -> socket.socket | None:
     return sock
 
 
-def _fds_of(container: Container) -> tuple[list[str], list[int]]:
+def _fds_of(
+    container: Container, rests: Mapping[str, tuple[int, int]]
+) -> tuple[list[str], list[int]]:
     """Return the names and fds of what a successor needs."""
     found = {name: getattr(container.streams, name) for name in STREAMS}
     found["pidfd"] = container.pidfd
     found["sync"] = None if container.sync is None else container.sync.fileno()
+    for name, (read, write) in rests.items():
+        found[f"{name}-rest-r"], found[f"{name}-rest-w"] = read, write
     names = [name for name, fd in found.items() if fd is not None]
     return names, [found[name] for name in names]
 
 
-def restore(container: Container, pid: int, fds: Mapping[str, int]) -> None:
-    """Give a container, whose spec has been read again, its process and streams."""
+def restore(container: Container, pid: int, fds: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Give a container, whose spec has been read again, its process and streams.
+
+    Returns the pipes of the unfinished lines, by stream.
+    """
     container.pid = pid
     container.pidfd = fds["pidfd"]
     container.sync = socket.socket(fileno=fds["sync"]) if "sync" in fds else None
     container.streams = Streams()
     for name in STREAMS:
         setattr(container.streams, name, fds.get(name))
+    return {
+        name: (fds[f"{name}-rest-r"], fds[f"{name}-rest-w"])
+        for name in ("stdout", "stderr")
+        if f"{name}-rest-r" in fds
+    }
 
 
 def exit_status(pidfd: int) -> int | None:

@@ -59,14 +59,14 @@ def adopt(
     _become(message)
     log = LogFile(message["options"]["log_path"])
     container = _load(message)
-    keeper.restore(container, pid, fds)
+    rests = keeper.restore(container, pid, fds)
     container.timings = state["timings"]
     container.warnings = [*state["warnings"], "its first shim was killed; another one adopted it"]
     running = bool(state["running"])
     if running:
         _finish_start(container)
     kept = socket.socket(fileno=keeper_fd)
-    supervised = supervisor.Supervisor(container, log, message, kept, running=running, adopted=True)
+    supervised = supervisor.Supervisor(container, log, message, kept, running=running, rests=rests)
     supervised.keep()
     supervised.run(None)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
-HANG_UP = select.EPOLLHUP
 EDGE = select.EPOLLET
 
 Callback = Callable[[int], None]  # is given the events

@@ -4,23 +4,26 @@ Nothing here blocks. A client that does not read holds its container's stream ba
 MAX_BACKLOG bytes wait for it, as with containerd: whoever pages through output expects to see all
 of it. What waits for a client when the stream ends is still delivered, however long it takes.
 
-A pipe is read by tee(2) first, and consumed only when its lines are in the log: a shim that is
-killed in between leaves them in the pipe, where the next one finds them. A line without its end
-stays in the pipe for the same reason, which is why the pipes are polled edge-triggered. A terminal
-has no tee: of it, what was read and not yet written is lost with the shim, 64 KiB at the most.
+What a container has written and what is not yet in the log is always in the kernel: of a pipe, the
+bytes are moved by splice(2), which is atomic, into a second pipe that holds the unfinished line.
+They are copied from there by tee(2), and consumed only when their lines are in the log. The spawner
+has both pipes too: of a shim that is killed at any point, the next one finds the stream whole, and
+at worst logs the chunk in flight twice. A terminal has neither call: of it, what was read and not
+yet written is lost with the shim, 64 KiB at the most.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from runtimeshim.linux import syscalls
 from runtimeshim.oci import terminal
 from runtimeshim.oci.container import Streams
 from runtimeshim.shim.log import LineFormatter, LogFile, timestamp
-from runtimeshim.shim.poller import EDGE, HANG_UP, READ, WRITE, Poller
+from runtimeshim.shim.poller import EDGE, READ, WRITE, Poller
 
 READ_SIZE = 64 * 1024  # a pipe's capacity
 MAX_BACKLOG = 1024 * 1024  # bounds the shim's memory per client
@@ -162,53 +165,76 @@ class Output:
 
 
 class Pipe(Output):
-    """A stream of a container without a terminal."""
+    """A stream of a container without a terminal.
 
-    def __init__(self, fd: int, name: bytes, log: LogFile, poller: Poller) -> None:
-        self._tail = 0  # bytes of an unfinished line: in the pipe still, but shown to clients
-        self._hung_up = False
+    `rest` is the pipe of the unfinished line, of an earlier shim or a new one.
+    """
+
+    def __init__(
+        self, fd: int, name: bytes, log: LogFile, poller: Poller, rest: tuple[int, int] | None
+    ) -> None:
+        self._seen = 0  # bytes of the unfinished line, which clients have been given
+        self.rest = rest or os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._copy_r, self._copy_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         super().__init__(fd, name, log, poller)
 
-    def _readable(self, events: int) -> None:
-        self._hung_up = self._hung_up or bool(events & HANG_UP)
+    def _readable(self, _: int) -> None:
         while self._may_read():
-            data = self._look()
-            if data is None:
+            moved = self._move()
+            if moved is None and not self._has_more():
                 return
-            if len(data) > self._tail:
-                self._take(data)
-                continue
-            if not data or self._hung_up:
+            if moved is None:
+                moved = self._move()
+            if moved is None:  # there is more, but no room: a line written in many small pieces
+                self._log_partial()
+            elif moved:
+                self._take(self._look())
+            else:
                 self.close()
-            return
+                return
 
-    def _look(self) -> bytes | None:
-        """Return what is in the pipe and leave it there; None when that is nothing."""
+    def _move(self) -> int | None:
+        """Move what is written to the unfinished line; 0 at the end of file, None for nothing."""
         try:
-            length = syscalls.tee(self.fd, self._copy_w, READ_SIZE)
+            return os.splice(self.fd, self.rest[1], READ_SIZE)
         except BlockingIOError:
             return None
-        return os.read(self._copy_r, length) if length else b""
+
+    def _has_more(self) -> bool:
+        return bool(select.select([self.fd], [], [], 0)[0])
+
+    def _look(self) -> bytes:
+        """Return what has been moved and not been consumed."""
+        try:
+            length = syscalls.tee(self.rest[0], self._copy_w, READ_SIZE)
+        except BlockingIOError:
+            return b""
+        return os.read(self._copy_r, length)
 
     def _take(self, data: bytes) -> None:
         """Log the lines, then consume them; clients see what they have not yet seen."""
-        new = data[self._tail :]
+        new = data[self._seen :]
         lines, length = self._lines.cut(data, timestamp(time.time_ns()))
         if lines:
             self._log.write(lines)
-            os.read(self.fd, length)
-        self._tail = len(data) - length
-        self.clients.send(new)
+            os.read(self.rest[0], length)
+        self._seen = len(data) - length
+        if new:
+            self.clients.send(new)
+
+    def _log_partial(self) -> None:
+        """Log the unfinished line as far as it has come."""
+        rest = self._look()
+        self._log.write(self._lines.last(rest, timestamp(time.time_ns())))
+        os.read(self.rest[0], len(rest))
+        self._seen = 0
 
     def _finish(self) -> None:
-        rest = self._look() or b""
-        if len(rest) > self._tail:  # the drain's time is over, and somebody still writes
-            self._take(rest)
-            rest = rest[len(rest) - self._tail :]
-        self._log.write(self._lines.last(rest, timestamp(time.time_ns())))
-        os.close(self._copy_r)
-        os.close(self._copy_w)
+        self._take(self._look())
+        if self._seen:
+            self._log_partial()
+        for fd in (*self.rest, self._copy_r, self._copy_w):
+            os.close(fd)
 
 
 class Terminal(Output):
@@ -320,7 +346,15 @@ class Input:
 class Stdio:
     """All streams of one container."""
 
-    def __init__(self, streams: Streams, log: LogFile, *, once: bool, poller: Poller) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        log: LogFile,
+        *,
+        once: bool,
+        poller: Poller,
+        rests: Mapping[str, tuple[int, int]],
+    ) -> None:
         self._terminal = streams.terminal
         self.outputs: dict[str, Output] = {}
         self.stdin: Input | None = None
@@ -330,9 +364,14 @@ class Stdio:
             stdin = os.dup(streams.terminal)
         for name, fd in (("stdout", streams.stdout), ("stderr", streams.stderr)):
             if fd is not None:
-                self.outputs[name] = Pipe(fd, name.encode(), log, poller)
+                self.outputs[name] = Pipe(fd, name.encode(), log, poller, rests.get(name))
         if stdin is not None:
             self.stdin = Input(stdin, once=once, poller=poller)
+
+    def rests(self) -> dict[str, tuple[int, int]]:
+        """Return the pipes of the unfinished lines, by stream."""
+        pipes = {name: out for name, out in self.outputs.items() if isinstance(out, Pipe)}
+        return {name: pipe.rest for name, pipe in pipes.items()}
 
     def attach(self, name: str, fd: int) -> None:
         """Join a stream; one that the container does not have ends at once."""

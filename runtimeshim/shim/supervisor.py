@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from runtimeshim import exit_record, wire
 from runtimeshim.exit_record import ExitRecord
@@ -40,7 +40,8 @@ Answer = tuple[wire.Message, list[int]]
 class Supervisor:
     """A created container and everything that goes on around it.
 
-    With `adopted`, its init is no child of this process: it was another shim's, which was killed.
+    With `rests`, the unfinished lines of a shim that was killed, the container is adopted: its init
+    is no child of this process.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Supervisor:
         channel: socket.socket | None,
         *,
         running: bool = False,
-        adopted: bool = False,
+        rests: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         self._bundle = container.bundle
         self._container = container
@@ -62,6 +63,7 @@ class Supervisor:
             log,
             once=bool(request["options"]["stdin_once"]),
             poller=self._poller,
+            rests=rests or {},
         )
         self._keeper = keeper.Keeper(channel, request, self._poller)
         if self._stdio.stdin is not None and container.streams.terminal is None:
@@ -71,7 +73,7 @@ class Supervisor:
         self._next_exec = 0
         self._starting: tuple[socket.socket, int] | None = None
         self._running = running
-        self._adopted = adopted
+        self._adopted = rests is not None
         self._over = False
         self._wakeup, wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -99,7 +101,7 @@ class Supervisor:
         self._reap()  # a child that died before SIGCHLD had its handler
         while not self._over:
             self._poller.turn(self._keeper.timeout())
-            self._keeper.retry(self._container, self._describe())
+            self._keeper.retry(self._container, self._stdio.rests(), self._describe())
         self._poller.unregister(listener.fileno())
         listener.close()
         for client in list(self._clients):
@@ -109,7 +111,7 @@ class Supervisor:
 
     def keep(self) -> None:
         """Entrust the container's ends to the spawner, before anyone hears of the container."""
-        self._keeper.keep(self._container, self._describe())
+        self._keeper.keep(self._container, self._stdio.rests(), self._describe())
 
     def _on_connect(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
@@ -297,6 +299,8 @@ class Supervisor:
         self._stdio.finish(DRAIN_SECONDS)
         self._reap_rest()
         container.manager.delete(container.cgroup_path)
+        for warning in container.run_poststop():
+            os.write(2, f"{warning}\n".encode())  # RUN/spawner.log
         record = ExitRecord(exit_code(status), finished, oom_killed)
         exit_record.write(self._bundle, record)
         self._keeper.release()

@@ -357,3 +357,23 @@ async def test_fifty_containers_leave_nothing(rt: harness.Runtime) -> None:
     await harness.until(lambda: children.read_text() == "")
     await harness.until(lambda: set(os.listdir("/proc/self/fd")) == before)
     assert len(os.listdir(f"/proc/{spawner}/fd")) < 16
+
+
+async def test_a_line_in_many_small_pieces_is_whole_when_its_parts_are_joined(
+    rt: harness.Runtime,
+) -> None:
+    script = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); printf $i,; done; echo; echo end"
+    await rt.run(rt.spec(["sh", "-c", script]))
+    parts = [line.split(" ", 3)[2:] for line in rt.log("c").read_text().splitlines()]
+    text = "".join(part + ("\n" if tag == "F" else "") for tag, part in parts)
+    assert text == "".join(f"{n}," for n in range(1, 301)) + "\nend\n"
+
+
+@pytest.mark.parametrize("size", [1 << 16, (1 << 16) + 1, 3_000_000])
+async def test_bytes_without_a_newline_do_not_block_the_container(
+    rt: harness.Runtime, size: int
+) -> None:
+    script = f"printf start; head -c {size} /dev/zero | tr '\\0' x; echo done >&2"
+    record, output = await rt.run(rt.spec(["sh", "-c", script]))
+    assert record.exit_code == 0
+    assert output.replace("\n", "").replace("done", "") == "start" + "x" * size
