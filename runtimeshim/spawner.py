@@ -28,6 +28,7 @@ import selectors
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -43,6 +44,10 @@ IGNORED_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP)
 
 # glibc keeps these for itself, and its posix_spawn leaves them ignored in the child.
 LIBC_SIGNALS = (32, 33)
+
+# An adopting shim that lives shorter than this has failed; after so many in a row none is forked.
+SHORT_LIFE_SECONDS = 0.2
+MAX_SHORT_LIVES = 5
 
 Worker = Callable[[dict[str, Any], list[int]], tuple[dict[str, Any], list[int]]]
 
@@ -60,7 +65,7 @@ class Child:
 class Ward:
     """A container whose ends are kept for the case that its shim is killed."""
 
-    __slots__ = ("channel", "fds", "message", "pid", "state")
+    __slots__ = ("adopted_at", "channel", "failures", "fds", "message", "pid", "state")
 
     def __init__(self, message: wire.Message, channel: socket.socket) -> None:
         self.message = message  # the request for its shim
@@ -68,6 +73,15 @@ class Ward:
         self.pid = 0  # of its init, 0 until it is created
         self.state: dict[str, Any] = {}
         self.fds: dict[str, int] = {}
+        self.adopted_at = 0.0
+        self.failures = 0
+
+    def may_be_adopted(self) -> bool:
+        """Tell whether another shim is worth a try: one that ends at once is wrong, not killed."""
+        now = time.monotonic()
+        self.failures = self.failures + 1 if now - self.adopted_at < SHORT_LIFE_SECONDS else 0
+        self.adopted_at = now
+        return self.failures < MAX_SHORT_LIVES
 
     def keep(self, message: wire.Message, fds: list[int]) -> None:
         """Take duplicates from the shim; those of an earlier one are closed."""
@@ -219,7 +233,10 @@ class Spawner:
     def _on_shim_ended(self, ward: Ward) -> None:
         self._selector.unregister(ward.channel)
         ward.channel.close()
-        if ward.pid == 0:  # over, or never created
+        over = ward.pid == 0  # or never created
+        if over or not ward.may_be_adopted():
+            if not over:
+                log(f"the shims of {ward.message['container']} end at once: it is given up")
             ward.close()
             self._wards.remove(ward)
             return

@@ -299,8 +299,6 @@ class Supervisor:
         self._stdio.finish(DRAIN_SECONDS)
         self._reap_rest()
         container.manager.delete(container.cgroup_path)
-        for warning in container.run_poststop():
-            os.write(2, f"{warning}\n".encode())  # RUN/spawner.log
         record = ExitRecord(exit_code(status), finished, oom_killed)
         exit_record.write(self._bundle, record)
         self._keeper.release()
