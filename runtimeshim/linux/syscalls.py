@@ -189,7 +189,10 @@ def syncfs(fd: int) -> None:
 
 def tee(source: int, target: int, length: int) -> int:
     """Copy up to `length` bytes from pipe to pipe without consuming them; returns the count."""
-    return check(libc.tee(source, target, length, 0), "tee")
+    while True:
+        copied = int(libc.tee(source, target, length, 0))
+        if copied >= 0 or ctypes.get_errno() != 4:  # EINTR, of a SIGCHLD, is no failure (PEP 475)
+            return check(copied, "tee")
 
 
 def default_signal(number: int) -> None:

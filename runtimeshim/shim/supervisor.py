@@ -298,7 +298,10 @@ class Supervisor:
         container.manager.kill(container.cgroup_path)
         self._stdio.finish(DRAIN_SECONDS)
         self._reap_rest()
-        container.manager.delete(container.cgroup_path)
+        try:
+            container.manager.delete(container.cgroup_path)
+        except OSError as err:  # a stray directory is less than a lost exit code
+            os.write(2, f"{container.bundle}: {err}\n".encode())  # RUN/spawner.log
         record = ExitRecord(exit_code(status), finished, oom_killed)
         exit_record.write(self._bundle, record)
         self._keeper.release()

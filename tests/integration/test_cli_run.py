@@ -165,7 +165,8 @@ def test_a_terminal(cli: Cli) -> None:
             "while [ \"$(stty size)\" != '22 77' ]; do sleep 0.05; done; echo re$((1+1))\n"
         )
         terminal.expect("\nre2")
-        terminal.type("echo sleep$((1+1)); sleep 1000\n")
+        # The line comes from the process that is to be interrupted: it is in the foreground then.
+        terminal.type("sh -c 'echo sleep$((1+1)); exec sleep 1000'\n")
         terminal.expect("\nsleep2")
         terminal.type("\x03")
         terminal.type("echo awake$((1+1))\n")
