@@ -26,6 +26,10 @@ class Poller:
         self._callbacks[fd] = callback
         self._new.add(fd)
 
+    def again(self, fd: int, events: int) -> None:
+        """Have the next turn tell of what is there now, as if it were new."""
+        self._epoll.modify(fd, events)
+
     def unregister(self, fd: int) -> None:
         """Forget `fd`, if it is known."""
         if self._callbacks.pop(fd, None) is not None:

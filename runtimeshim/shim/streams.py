@@ -26,6 +26,7 @@ from runtimeshim.shim.log import LineFormatter, LogFile, timestamp
 from runtimeshim.shim.poller import EDGE, READ, WRITE, Poller
 
 READ_SIZE = 64 * 1024  # a pipe's capacity
+READS_PER_TURN = 16  # of a stream that never pauses; all else the shim does waits meanwhile
 MAX_BACKLOG = 1024 * 1024  # bounds the shim's memory per client
 
 
@@ -116,13 +117,12 @@ class Output:
         os.set_blocking(fd, False)
         self.fd = fd
         self.open = True
-        self._draining = False
         self.clients = Clients(poller)
-        self.clients.on_room = lambda: self._readable(0)
+        self.clients.on_room = self._readable
         self._lines = LineFormatter(name)
         self._log = log
         self._poller = poller
-        poller.register(fd, READ | EDGE, self._readable)
+        poller.register(fd, READ | EDGE, lambda _: self._readable())
 
     def attach(self, fd: int) -> None:
         """Send the stream to `fd` from now on; the fd is ours to close."""
@@ -132,13 +132,14 @@ class Output:
             os.close(fd)
 
     def drain(self, deadline: float) -> None:
-        """Read on until the end of file, or until time.monotonic() is `deadline`; then close."""
+        """Read on until the end of file, or until time.monotonic() is `deadline`; then close.
+
+        Clients that are behind are not waited for.
+        """
         if not self.open:
             return
-        self._draining = True  # nobody is waited for any more
         poller = Poller()
-        poller.register(self.fd, READ | EDGE, self._readable)
-        self._readable(0)
+        poller.register(self.fd, READ, self._drain_piece)
         while self.open and (left := deadline - time.monotonic()) > 0:
             poller.turn(left)
         poller.close()
@@ -154,10 +155,17 @@ class Output:
         os.close(self.fd)
         self.clients.end()
 
-    def _may_read(self) -> bool:
-        return self.open and (self._draining or not self.clients.full)
+    def _readable(self) -> None:
+        for _ in range(READS_PER_TURN):
+            if not self.open or self.clients.full or not self._read():
+                return
+        self._poller.again(self.fd, READ | EDGE)
 
-    def _readable(self, events: int) -> None:
+    def _drain_piece(self, _: int) -> None:
+        self._read()
+
+    def _read(self) -> bool:
+        """Take one piece of the stream, or its end; False when there is nothing to take."""
         raise NotImplementedError
 
     def _finish(self) -> None:
@@ -178,20 +186,19 @@ class Pipe(Output):
         self._copy_r, self._copy_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         super().__init__(fd, name, log, poller)
 
-    def _readable(self, _: int) -> None:
-        while self._may_read():
+    def _read(self) -> bool:
+        moved = self._move()
+        if moved is None and not self._has_more():
+            return False
+        if moved is None:
             moved = self._move()
-            if moved is None and not self._has_more():
-                return
-            if moved is None:
-                moved = self._move()
-            if moved is None:  # there is more, but no room: a line written in many small pieces
-                self._log_partial()
-            elif moved:
-                self._take(self._look())
-            else:
-                self.close()
-                return
+        if moved is None:  # there is more, but no room: a line written in many small pieces
+            self._log_partial()
+        elif moved:
+            self._take(self._look())
+        else:
+            self.close()
+        return True
 
     def _move(self) -> int | None:
         """Move what is written to the unfinished line; 0 at the end of file, None for nothing."""
@@ -244,22 +251,22 @@ class Terminal(Output):
         self._rest = b""
         super().__init__(fd, name, log, poller)
 
-    def _readable(self, events: int) -> None:
-        while self._may_read():
-            try:
-                data = os.read(self.fd, READ_SIZE)
-            except BlockingIOError:
-                return
-            except OSError:  # EIO: the terminal's last user has gone
-                data = b""
-            if not data:
-                self.close()
-                return
-            held = self._rest + data
-            lines, length = self._lines.cut(held, timestamp(time.time_ns()))
-            self._log.write(lines)
-            self._rest = held[length:]
-            self.clients.send(data)
+    def _read(self) -> bool:
+        try:
+            data = os.read(self.fd, READ_SIZE)
+        except BlockingIOError:
+            return False
+        except OSError:  # EIO: the terminal's last user has gone
+            data = b""
+        if not data:
+            self.close()
+            return True
+        held = self._rest + data
+        lines, length = self._lines.cut(held, timestamp(time.time_ns()))
+        self._log.write(lines)
+        self._rest = held[length:]
+        self.clients.send(data)
+        return True
 
     def _finish(self) -> None:
         self._log.write(self._lines.last(self._rest, timestamp(time.time_ns())))

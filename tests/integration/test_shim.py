@@ -241,6 +241,18 @@ async def test_a_reader_that_stops_holds_the_container_back(rt: harness.Runtime)
     assert (await shim.wait()).exit_code == 0
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_output_without_a_pause_leaves_time_for_all_else(
+    rt: harness.Runtime, terminal: bool
+) -> None:
+    spec = rt.spec(["yes"])
+    spec["process"]["terminal"] = terminal
+    shim = await rt.start(spec)
+    assert await exec_output(shim, rt, "echo heard") == (0, b"heard\n")
+    await shim.kill(signal.SIGKILL)
+    assert (await shim.wait()).exit_code == 137
+
+
 async def test_stdin_once_ends_with_its_client_and_otherwise_not(rt: harness.Runtime) -> None:
     for name, once in (("once", True), ("again", False)):
         shim = await rt.start(rt.spec(["cat"], name), name, stdin=True, stdin_once=once)
