@@ -10,7 +10,6 @@ import binascii
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from api.cri.api_pb2 import AuthConfig
 from api.errors import InvalidArgumentError
@@ -91,9 +90,8 @@ def decode_auth(encoded: str) -> tuple[str, str]:
 
 
 def _server_host(address: str) -> str:
-    if not address:
-        return ""
-    return urlsplit(address if "://" in address else f"//{address}").netloc
+    """Return the host of an address that may be a URL, as docker's https://index.docker.io/v1/."""
+    return address.rpartition("://")[2].partition("/")[0]
 
 
 def parse_challenges(headers: Iterable[str]) -> list[Challenge]:

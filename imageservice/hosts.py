@@ -8,6 +8,7 @@ to the public registry, as containerd does, would hide the administrator's mirro
 from __future__ import annotations
 
 import ipaddress
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 from api.errors import ImagePullError
 from imageservice.reference import DEFAULT_DOMAIN
+from imageservice.retries import RetryPolicy
 
 DEFAULT_CERTS_DIR = Path("/etc/criserver/certs.d")
 # Docker Hub serves images of docker.io under this name.
@@ -42,6 +44,9 @@ class RegistryConfig:
     max_parallel_layers: int = 4
     # Seconds without a byte from a registry after which the connection counts as broken.
     stall_timeout: float = 60.0
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    # Where HTTP_PROXY, HTTPS_PROXY and NO_PROXY are looked up: the daemon's environment.
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import aiohttp
 from yarl import URL
 
 from imageservice.hosts import RegistryHost
+from imageservice.proxy import Proxies
 
 USER_AGENT = "criserver/0.1"
 # A blob store may send a client on once or twice; more is a loop.
@@ -26,7 +27,14 @@ _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 
 
 class TransportError(Exception):
-    """No answer: the connection failed, stalled or broke, or TLS did not agree."""
+    """No answer: the connection failed, stalled or broke, or TLS did not agree.
+
+    `passing`: the connection was there and ended; another one may well last.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,10 @@ class Request:
 class Transport:
     """Keeps connections between pulls. Must be used on one event loop, and closed."""
 
-    def __init__(self, stall_timeout: float) -> None:
+    def __init__(self, stall_timeout: float, proxies: Proxies) -> None:
+        """Prepare; stall_timeout: seconds without a byte after which a connection is broken."""
         self._stall_timeout = stall_timeout
+        self._proxies = proxies
         self._session: aiohttp.ClientSession | None = None
         self._contexts: dict[tuple[object, ...], ssl.SSLContext] = {}
 
@@ -101,6 +111,12 @@ class Transport:
             total=None, sock_connect=host.dial_timeout, sock_read=self._stall_timeout
         )
         try:
+            proxy = self._proxies.of(url)
+            # A proxy is asked by CONNECT for https, and gets the request itself for http.
+            for_proxy: dict[str, str] = {}
+            if proxy and proxy.authorization:
+                for_proxy = {"Proxy-Authorization": proxy.authorization}
+                headers.update(for_proxy if url.scheme == "http" else {})
             return await self._open().request(
                 "GET" if request.form is None else "POST",
                 url,
@@ -109,9 +125,11 @@ class Transport:
                 allow_redirects=False,
                 timeout=timeout,
                 ssl=self._context(host, at_home) if url.scheme == "https" else True,
+                proxy=proxy.url if proxy else None,
+                proxy_headers=for_proxy or None,
             )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as err:
-            raise TransportError(describe(err)) from err
+            raise _transport_error(err) from err
 
     def _context(self, host: RegistryHost, with_client: bool) -> ssl.SSLContext | bool:
         """Return the TLS settings; a client certificate is shown to its own host only."""
@@ -164,7 +182,14 @@ async def broken() -> AsyncIterator[None]:
     try:
         yield
     except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError) as err:
-        raise TransportError(describe(err)) from err
+        raise _transport_error(err) from err
+
+
+def _transport_error(err: Exception) -> TransportError:
+    ended = (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, ConnectionError)
+    never_there = isinstance(err, aiohttp.ClientConnectorError)
+    passing = isinstance(err, (*ended, aiohttp.ClientOSError)) and not never_there
+    return TransportError(describe(err), passing=passing and not isinstance(err, TimeoutError))
 
 
 def describe(err: Exception) -> str:
@@ -175,6 +200,10 @@ def describe(err: Exception) -> str:
                 f"its certificate is not trusted ({err.certificate_error}); "
                 "give its CA in certs.d/<host>/hosts.toml"
             )
+        case aiohttp.ClientProxyConnectionError():
+            return f"the proxy {err.host}:{err.port} cannot be reached ({_reason(err.os_error)})"
+        case aiohttp.ClientHttpProxyError():
+            return f"the proxy refuses the connection: {err.status} {err.message}"
         case aiohttp.ConnectionTimeoutError():
             return "no connection within the dial timeout"
         case TimeoutError():
@@ -182,6 +211,10 @@ def describe(err: Exception) -> str:
         case aiohttp.ClientConnectorDNSError():
             return f"its name cannot be looked up ({err.os_error.strerror})"
         case aiohttp.ClientConnectorError() if err.os_error.errno:
-            return os.strerror(err.os_error.errno).lower()
+            return _reason(err.os_error)
         case _:
             return str(err) or type(err).__name__
+
+
+def _reason(err: OSError) -> str:
+    return os.strerror(err.errno).lower() if err.errno else str(err)

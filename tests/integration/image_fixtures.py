@@ -8,9 +8,11 @@ import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from api.cri import api_pb2 as cri
 from imageservice.hosts import RegistryConfig
+from imageservice.retries import RetryPolicy
 from imageservice.service import WORKERS, ImageService
 from imageservice.store import Image
 from runtimeshim.client import Spawner
@@ -28,12 +30,22 @@ class Images:
         self.spawner = spawner
         self.open()
 
-    def open(self) -> None:
-        """Begin, or begin again on the same root as a restarted daemon does."""
+    def open(self, **settings: Any) -> None:
+        """Begin, or begin again on the same root as a restarted daemon does.
+
+        settings: of RegistryConfig, where they are to be others than those of the tests.
+        """
         self.root.mkdir(exist_ok=True)
         self.database = sqlite3.connect(self.root / "criserver.db", isolation_level="IMMEDIATE")
         self.database.execute("PRAGMA journal_mode=WAL")
-        config = RegistryConfig(certs_dir=self.certs_dir, stall_timeout=5.0)
+        given: dict[str, Any] = {
+            "certs_dir": self.certs_dir,
+            "stall_timeout": 5.0,
+            "retries": RetryPolicy(seconds=0.01),
+            "environment": {},
+            **settings,
+        }
+        config = RegistryConfig(**given)
         self.service = ImageService(self.root, self.database, self.spawner, config)
 
     async def close(self) -> None:

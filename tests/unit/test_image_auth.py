@@ -81,6 +81,7 @@ def test_an_auth_field_that_is_not_base64_of_a_pair_is_refused(auth: str) -> Non
         ("https://index.docker.io/v1/", "registry-1.docker.io", True),
         ("docker.io", "registry-1.docker.io", True),
         ("https://reg", "reg.evil.example", False),
+        ("[", "reg", False),
     ],
 )
 def test_credentials_go_to_their_server_only(server: str, host: str, allowed: bool) -> None:
