@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from criserver import (
     status,
 )
 from criserver.runtime import Runtime
+from criserver.server import Handler, StreamHandler
 
 FUNCTIONS: dict[str, Callable[[Runtime, Any], Awaitable[Any]]] = {
     "Version": status.version,
@@ -49,7 +50,12 @@ FUNCTIONS: dict[str, Callable[[Runtime, Any], Awaitable[Any]]] = {
     "ImageFsInfo": image.image_fs_info,
 }
 
+STREAMS: dict[str, Callable[[Runtime, Any], AsyncIterator[Any]]] = {
+    "StreamImages": image.stream_images,
+}
 
-def handlers(runtime: Runtime) -> dict[str, Callable[[Any], Awaitable[Any]]]:
+
+def handlers(runtime: Runtime) -> dict[str, Handler | StreamHandler]:
     """Return the handlers of one daemon by method name."""
-    return {name: partial(function, runtime) for name, function in FUNCTIONS.items()}
+    functions: dict[str, Callable[..., Any]] = {**FUNCTIONS, **STREAMS}
+    return {name: partial(function, runtime) for name, function in functions.items()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
 from api.cri import api_pb2 as cri
 from criserver.runtime import Runtime
 
@@ -14,6 +17,15 @@ async def pull_image(runtime: Runtime, request: cri.PullImageRequest) -> cri.Pul
 async def list_images(runtime: Runtime, request: cri.ListImagesRequest) -> cri.ListImagesResponse:
     """List the images that match the filter."""
     return await runtime.images.list_images(request)
+
+
+async def stream_images(
+    runtime: Runtime, request: cri.StreamImagesRequest
+) -> AsyncIterator[cri.StreamImagesResponse]:
+    """List the images that match the filter, each once, some in each message."""
+    async with aclosing(runtime.images.stream_images(request)) as messages:
+        async for message in messages:
+            yield message
 
 
 async def image_status(

@@ -1,23 +1,30 @@
 """Blobs by digest: hashed while they are written, and named only when the digest was right.
 
 A file in blobs/ is complete and verified. It counts after a restart if the database knows it: the
-row is written after the file has been synced.
+row is written after the file has been synced. A file in ingest/ that is named by a digest holds the
+first bytes of that blob, from a transfer that broke or a daemon that ended; whoever wants the blob
+next goes on from there. The other files there are somebody's of this daemon.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import os
 import secrets
 import threading
-from collections.abc import Collection
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from imageservice.errors import BadContentError
 from imageservice.manifest import Descriptor
+from imageservice.reference import is_digest
 
 # Bytes collected while a thread hashes and writes those before: bounds memory.
 FLUSH_SIZE = 512 * 1024
@@ -64,25 +71,62 @@ class Tap:
 
 
 class Ingest:
-    """A blob on its way in. Bytes are hashed, stored and tapped by one thread at a time."""
+    """A blob on its way in. Bytes are hashed, stored and tapped by one thread at a time.
+
+    What an earlier one left of the blob, in this daemon or one before, is where it goes on: see
+    `replay`. An ingest that ends without having been committed leaves its bytes for the next.
+    """
 
     def __init__(self, store: ContentStore, wanted: Descriptor, tap: Tap | None) -> None:
+        """Open it; for the holder of `ContentStore.reserve` only."""
         self._store = store
         self._wanted = wanted
         self._tap = tap
-        self._path = store.new_ingest_path()
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._path = store.partial_path(wanted.digest)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._hash = hashlib.sha256()
         self._lock = threading.Lock()
         self._chunks: list[bytes] = []
         self._collected = 0
         self._job: Future[None] | None = None
+        self._keep = True
         self.offset = 0  # bytes taken so far
+        self.replayed = 0  # of these, bytes that were there before
+
+    async def replay(self) -> None:
+        """Take the bytes that an earlier ingest left; none if they are too many to be right."""
+        length = os.fstat(self._fd).st_size
+        if length > self._wanted.size:
+            os.ftruncate(self._fd, 0)
+            return
+        if length:
+            self._job = self._store.threads.submit(self._take_again, length)
+            await asyncio.wrap_future(self._job)
+            self.offset = self.replayed = length
+
+    def _take_again(self, length: int) -> None:
+        with self._lock:
+            position = 0
+            while position < length and self._fd >= 0:
+                chunk = os.pread(self._fd, min(FLUSH_SIZE, length - position), position)
+                if not chunk:
+                    raise OSError(f"{self._path} became shorter while it was read")
+                self._hash.update(chunk)
+                if self._tap is not None:
+                    self._tap.write(chunk)
+                position += len(chunk)
+            if self._fd >= 0:
+                os.lseek(self._fd, length, os.SEEK_SET)
+
+    def discard(self) -> None:
+        """Have `close` delete what has come: it is of no use to anybody."""
+        self._keep = False
 
     async def write(self, chunk: bytes) -> None:
         """Take the next bytes; raises BadContentError when there are more than announced."""
         self.offset += len(chunk)
         if self.offset > self._wanted.size:
+            self.discard()
             raise BadContentError(
                 f"{self._wanted.digest} has more than the {self._wanted.size} bytes announced"
             )
@@ -110,29 +154,33 @@ class Ingest:
                     self._tap.write(chunk)
 
     async def commit(self) -> None:
-        """Verify and give the blob its name; raises BadContentError."""
+        """Verify and give the blob its name; raises BadContentError, and keeps nothing then."""
         await self._flush()
         assert self._job is not None
         await asyncio.wrap_future(self._job)
         digest = f"sha256:{self._hash.hexdigest()}"
         if self.offset != self._wanted.size or digest != self._wanted.digest:
+            self.discard()
             raise BadContentError(
                 f"{self._wanted.digest} of {self._wanted.size} bytes came as {self.offset} bytes "
                 f"with the digest {digest}"
             )
         os.rename(self._path, self._store.path(digest))
+        self._keep = True  # it has another name by now
 
     async def close(self) -> None:
-        """Let go of file and tap, and of what was not committed."""
+        """Let go of file and tap; what has come stays, for the next ingest of the blob."""
         await asyncio.wrap_future(self._store.threads.submit(self._dispose))
 
     def _dispose(self) -> None:
         if self._tap is not None:
             self._tap.close()
         with self._lock:
+            empty = os.fstat(self._fd).st_size == 0
             os.close(self._fd)
             self._fd = -1
-        self._path.unlink(missing_ok=True)
+        if empty or not self._keep:
+            self._path.unlink(missing_ok=True)
 
 
 class ContentStore:
@@ -143,6 +191,8 @@ class ContentStore:
         self._ingests = root / "content" / "ingest"
         for directory in (self._blobs, self._ingests):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._reserved: dict[str, asyncio.Lock] = {}
+        self._claims: Counter[str] = Counter()
         # A thread may block on a full pipe, so these are not asyncio's own.
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="blob")
 
@@ -154,8 +204,25 @@ class ContentStore:
         """Tell whether the blob is there, complete and verified."""
         return self.path(digest).exists()
 
+    @asynccontextmanager
+    async def reserve(self, digest: str) -> AsyncIterator[None]:
+        """Hold the right to bring the blob in: whoever was at it has let go of its file."""
+        lock = self._reserved.setdefault(digest, asyncio.Lock())
+        self._claims[digest] += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._claims[digest] -= 1
+            if not self._claims[digest]:
+                del self._claims[digest], self._reserved[digest]
+
+    def partial_path(self, digest: str) -> Path:
+        """Return where the blob's first bytes are while there are not all."""
+        return self._ingests / digest.removeprefix("sha256:")
+
     def new_ingest_path(self) -> Path:
-        """Return a fresh name for a blob on its way in."""
+        """Return a fresh name for a file that is deleted when its maker is gone."""
         return self._ingests / secrets.token_hex(8)
 
     def put(self, digest: str, data: bytes) -> None:
@@ -173,13 +240,33 @@ class ContentStore:
             return None
         return path
 
+    def demote(self, digest: str) -> None:
+        """Make a complete blob a partial one, which lacks nothing: it is verified when wanted."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path(digest).rename(self.partial_path(digest))
+
     def sweep(self, known: Collection[str]) -> None:
-        """Remove what an earlier daemon left: partial blobs, and those the database lacks."""
+        """Take up what an earlier daemon left; to be called before anything else.
+
+        Blobs that the database lacks are partial ones from now on: nobody has seen to it that they
+        survive a power loss, so they are verified again when they are wanted.
+        """
         for path in self._ingests.iterdir():
-            path.unlink()
-        for path in self._blobs.iterdir():
-            if f"sha256:{path.name}" not in known:
+            if not is_digest(f"sha256:{path.name}"):
                 path.unlink()
+        for path in self._blobs.iterdir():
+            if (digest := f"sha256:{path.name}") not in known:
+                self.demote(digest)
+
+    def expire(self, older_than: float) -> None:
+        """Delete partial blobs to which nothing was added for `older_than` seconds."""
+        limit = time.time() - older_than
+        for path in self._ingests.iterdir():
+            digest = f"sha256:{path.name}"
+            if is_digest(digest) and digest not in self._reserved:
+                with contextlib.suppress(FileNotFoundError):  # just finished, and so renamed
+                    if path.stat().st_mtime <= limit:
+                        path.unlink()
 
     def close(self) -> None:
         """End the threads."""

@@ -20,6 +20,14 @@ class BadContentError(ImagePullError):
     """The image itself is wrong: asking again gives the same. What was pulled of it is removed."""
 
 
+class StalePartialError(ImagePullError):
+    """Bytes that an earlier transfer left were of no use, and are gone: asked anew it may work."""
+
+
+class DiskError(ImagePullError):
+    """The disk below the store is full or fails: nothing that is half there is kept on it."""
+
+
 def registry_unavailable(detail: str) -> ImagePullError:
     """Return the error for a registry that cannot be reached or fails by itself."""
     return ImagePullError(f"{REGISTRY_UNAVAILABLE}: {detail}")

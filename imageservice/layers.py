@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import functools
 import logging
 import os
 import shutil
 import time
 from collections.abc import Collection, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from api.errors import CRIError, ImagePullError, InternalError, UnavailableError
-from imageservice.content import ContentStore, Ingest, Tap
-from imageservice.errors import BadContentError, registry_unavailable
+from imageservice.content import ContentStore, Tap
+from imageservice.errors import BadContentError, DiskError, StalePartialError
+from imageservice.fetch import BlobSource, Fetcher, WantedLayer
 from imageservice.flights import Flights, Seat
-from imageservice.manifest import Descriptor
 from imageservice.parent_attributes import copy_attributes
 from imageservice.placement import spread_subdirectories
-from imageservice.registry import BrokenTransferError
+from imageservice.progress import LayerProgress, LayerState
 from imageservice.store import ImageStore, Layer
 from imageservice.syncing import Syncer
 from runtimeshim.client import Spawner, SpawnerError, WorkerError
@@ -40,41 +37,11 @@ PARENTS_WORKER = "layer_parents"
 # A stalled download ends by itself; this ends a worker that hangs for another reason.
 UNPACK_SECONDS = 6 * 3600.0
 PARENTS_SECONDS = 600.0
-# Breaks of one blob's transfer without a byte in between.
-MAX_BREAKS = 4
-RETRY_SECONDS = 0.25
 # What a worker raises for an archive that is wrong, and for reasons that are not the archive's.
 _ARCHIVE_ERRORS = ("TarError", "CompressionError")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM)
 REMOVE_TRIES = 50
 REMOVE_PAUSE_SECONDS = 0.02
-
-
-class BlobSource(Protocol):
-    """Where blobs come from: a repository."""
-
-    def blob(
-        self, wanted: Descriptor, offset: int
-    ) -> AbstractAsyncContextManager[Any]:  # of an async iterator of bytes
-        """Give the bytes of a blob from `offset` on."""
-
-
-@dataclass(frozen=True)
-class WantedLayer:
-    """A layer to be made; `image` is for messages, `parent` the chain id below ("" for none)."""
-
-    image: str
-    chain_id: str
-    parent: str
-    diff_id: str
-    blob: Descriptor
-
-    def __str__(self) -> str:
-        return f"layer {self.blob.digest} of {self.image}"
-
-    def bad(self, reason: str) -> BadContentError:
-        """Return the error for content that can never be a layer."""
-        return BadContentError(f"{self}: {reason}")
 
 
 class Layers:
@@ -95,6 +62,7 @@ class Layers:
         self._spawner = spawner
         self._syncer = syncer
         self._flights = Flights()
+        self._fetcher = Fetcher(content)
         self._slots = asyncio.Semaphore(parallel)
         # The lower directory of an image without layers: overlayfs needs one.
         (self._directory / "empty" / "fs").mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -124,6 +92,19 @@ class Layers:
             raise InternalError(f"layer {chain_id} is not in the store: pull its image again")
         return layer
 
+    def progress(self, wanted: WantedLayer, existed: bool) -> LayerProgress:
+        """Return how far the layer is; existed: it was here before it was wanted."""
+        digest, size = wanted.blob.digest, wanted.blob.size
+        if self._store.has_layer(wanted.chain_id):
+            state = LayerState.EXISTS if existed else LayerState.DONE
+            return LayerProgress(digest, size, size, state)
+        fetched = self._fetcher.fetched(digest)
+        if fetched is not None:
+            return LayerProgress(digest, size, fetched, LayerState.FETCHING)
+        if self._content.has(digest):
+            return LayerProgress(digest, size, size, LayerState.UNPACKING)
+        return LayerProgress(digest, size, 0, LayerState.WAITING)
+
     # -- making -------------------------------------------------------------------------------
 
     async def ensure(self, wanted: WantedLayer, source: BlobSource | None) -> None:
@@ -132,11 +113,11 @@ class Layers:
         Without a source the blob must be in the content store. Raises CRIError.
         """
         while not self._store.has_layer(wanted.chain_id):
-            seat = self._flights.enter(
-                ("layer", wanted.chain_id), lambda: self._make(wanted, source)
-            )
+            seat = self._flights.enter(wanted.chain_id, lambda: self._make(wanted, source))
             try:
                 await seat.result()
+            except StalePartialError as err:
+                log.warning("fetched again from its beginning: %s", err)
             except CRIError:
                 if seat.first:
                     raise
@@ -193,13 +174,16 @@ class Layers:
 
     async def _parent_done(self, wanted: WantedLayer) -> None:
         """Wait for the layer below, which every pull of this one makes as well."""
-        if not wanted.parent or self._store.has_layer(wanted.parent):
-            return
-        seat = self._flights.join(("layer", wanted.parent))
-        if seat is not None:
-            await seat.result()
-        if not self._store.has_layer(wanted.parent):
-            raise wanted.bad(f"the layer {wanted.parent} below it was not made")
+        failure: CRIError | None = None
+        while wanted.parent and not self._store.has_layer(wanted.parent):
+            seat = self._flights.join(wanted.parent)
+            if seat is None:
+                raise failure or wanted.bad(f"the layer {wanted.parent} below it was not made")
+            try:
+                await seat.result()
+            except CRIError as err:
+                failure = err
+                await asyncio.sleep(0)  # our own pull may try it with its own source
 
     async def _adopt_parents(
         self, wanted: WantedLayer, path: Path, answer: dict[str, Any], listing: list[int]
@@ -236,8 +220,7 @@ class Layers:
         digest = wanted.blob.digest
         while not self._content.has(digest):
             tap = Tap()
-            fetch = functools.partial(self._fetch, wanted, source, tap)
-            seat = self._flights.enter(("blob", digest), fetch)
+            seat = self._fetcher.enter(wanted, source, tap)
             if seat.first:
                 return await self._unpack_tapped(wanted, seat, tap, path)
             tap.close_reader()
@@ -262,52 +245,27 @@ class Layers:
         fetched = asyncio.create_task(seat.result())
         try:
             await asyncio.wait((fetched, unpacked), return_when=asyncio.FIRST_EXCEPTION)
+            if not fetched.done() and self._fetcher.fetched(wanted.blob.digest) is None:
+                # It is about to end, and may have ended the pipe too early.
+                await asyncio.wait((fetched,))
             if fetched.done() and fetched.exception() is not None:
                 # The pipe has ended, so the worker does; its error is only a consequence.
                 await asyncio.wait((unpacked,))
                 fetched.result()
             return await unpacked
+        except DiskError:
+            self._fetcher.spoil(wanted.blob.digest)
+            raise
+        except BadContentError as err:
+            if self._fetcher.spoil(wanted.blob.digest):
+                raise StalePartialError(str(err)) from err
+            raise
         finally:
             for task in (fetched, unpacked):
                 task.cancel()
             seat.leave()
             await asyncio.gather(fetched, unpacked, return_exceptions=True)
             await asyncio.to_thread(tap.close)
-
-    async def _fetch(self, wanted: WantedLayer, source: BlobSource | None, tap: Tap) -> None:
-        """Bring a blob into the content store, resuming where a transfer breaks."""
-        if source is None:
-            await asyncio.to_thread(tap.close)
-            raise wanted.bad("its content is not in the archive")
-        ingest = Ingest(self._content, wanted.blob, tap)
-        try:
-            await self._transfer(wanted, source, ingest)
-            await ingest.commit()
-        except BadContentError as err:
-            raise wanted.bad(str(err)) from err
-        except OSError as err:
-            raise ImagePullError(f"cannot store a blob of {wanted.image}: {err}") from err
-        finally:
-            await asyncio.shield(ingest.close())
-
-    async def _transfer(self, wanted: WantedLayer, source: BlobSource, ingest: Ingest) -> None:
-        breaks = 0
-        while True:
-            before = ingest.offset
-            try:
-                async with source.blob(wanted.blob, ingest.offset) as chunks:
-                    async for chunk in chunks:
-                        await ingest.write(chunk)
-                if ingest.offset == wanted.blob.size:
-                    return
-                reason = f"{ingest.offset} of {wanted.blob.size} bytes came"
-            except BrokenTransferError as err:
-                reason = str(err)
-            breaks = breaks + 1 if ingest.offset == before else 1
-            if breaks > MAX_BREAKS:
-                raise registry_unavailable(f"{wanted} breaks off: {reason}")
-            log.info("%s breaks off: %s", wanted, reason)
-            await asyncio.sleep(RETRY_SECONDS * breaks)
 
     async def _run_unpack(
         self, wanted: WantedLayer, source: int, path: Path
@@ -348,12 +306,13 @@ class Layers:
     async def close(self) -> None:
         """Break off what is under way."""
         await self._flights.close()
+        await self._fetcher.close()
 
 
 def _worker_failed(wanted: WantedLayer, err: WorkerError) -> ImagePullError:
     """Tell an archive that is wrong from a machine that is in trouble."""
     if err.errno in _DISK_ERRORS:
-        return ImagePullError(f"{wanted}: {err.message}: free, or repair, the disk below it")
+        return DiskError(f"{wanted}: {err.message}: free, or repair, the disk below it")
     if err.kind in _ARCHIVE_ERRORS or err.errno is not None:
         return wanted.bad(err.message)
     return ImagePullError(f"{wanted}: {err.message}")

@@ -7,15 +7,17 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from api.errors import ImagePullError
+from api.errors import CRIError, ImagePullError
 from imageservice import manifest as m
 from imageservice.auth import Credentials
 from imageservice.collector import Collector
 from imageservice.content import ContentStore
 from imageservice.errors import BadContentError, registry_unavailable
+from imageservice.fetch import WantedLayer
 from imageservice.flights import Flights
-from imageservice.layers import Layers, WantedLayer
+from imageservice.layers import Layers
 from imageservice.manifest import Descriptor, ImageConfig, Manifest
+from imageservice.progress import LayerProgress, PullProgress, PullUnderWay
 from imageservice.reference import Reference
 from imageservice.registry import BrokenTransferError, Fetched, RegistryClient, Repository
 from imageservice.store import Image, ImageStore
@@ -51,6 +53,11 @@ class Parts:
     def blobs(self) -> list[Descriptor]:
         """Return the descriptors of everything."""
         return [*(document.descriptor for document in self.documents), *self.manifest.layers]
+
+    @property
+    def layer_digests(self) -> frozenset[str]:
+        """Return the digests of the layers' blobs."""
+        return frozenset(layer.digest for layer in self.manifest.layers)
 
     @property
     def size(self) -> int:
@@ -105,9 +112,12 @@ class Assembler:
             await self._collector.discard(self._store.collect(chain, digests))
             raise
         except BaseException:
-            # Finished layers stay: the pull may be repeated.
-            unfinished = digests - self._store.known_blobs()
-            await asyncio.shield(self._collector.discard(self._store.collect((), unfinished)))
+            # Finished layers stay, and blobs that are there: the pull may be repeated.
+            garbage = self._store.collect((), digests - self._store.known_blobs())
+            for digest in garbage.blobs:
+                if digest in parts.layer_digests:
+                    self._content.demote(digest)
+            await asyncio.shield(self._collector.discard(garbage))
             raise
 
     async def drop_unused(self, digests: Collection[str]) -> None:
@@ -146,11 +156,21 @@ class Assembler:
 class PullEngine:
     """Pulls images; the same pull asked for twice at a time is done once."""
 
-    def __init__(self, client: RegistryClient, content: ContentStore, assembler: Assembler) -> None:
+    def __init__(
+        self,
+        client: RegistryClient,
+        store: ImageStore,
+        content: ContentStore,
+        layers: Layers,
+        assembler: Assembler,
+    ) -> None:
         self._client = client
+        self._store = store
         self._content = content
+        self._layers = layers
         self._assembler = assembler
         self._flights = Flights()
+        self._under_way: dict[PullUnderWay, None] = {}  # in the order in which they began
         self._platform = m.host()
 
     async def pull(self, reference: Reference, credentials: Credentials) -> Image:
@@ -160,10 +180,34 @@ class PullEngine:
         )
         return await seat.result()
 
+    def progress(self) -> list[PullProgress]:
+        """Return how far each pull under way is, the oldest first."""
+        return [
+            PullProgress(pull.image, pull.started_at, self._layers_of(pull))
+            for pull in self._under_way
+        ]
+
+    def _layers_of(self, pull: PullUnderWay) -> tuple[LayerProgress, ...] | None:
+        if pull.layers is None:
+            return None
+        return tuple(
+            self._layers.progress(layer, layer.chain_id in pull.existed) for layer in pull.layers
+        )
+
     async def _pull(self, reference: Reference, credentials: Credentials) -> Image:
+        pull = PullUnderWay(str(reference))
+        self._under_way[pull] = None
+        try:
+            return await self._follow(pull, reference, credentials)
+        finally:
+            del self._under_way[pull]
+
+    async def _follow(
+        self, pull: PullUnderWay, reference: Reference, credentials: Credentials
+    ) -> Image:
         repository = self._client.repository(reference, credentials)
         documents, manifest = await self._resolve(repository, str(reference))
-        config = await self._config(repository, manifest.config, str(reference))
+        config = await self._config(pull, repository, manifest.config)
         parts = Parts(
             str(reference),
             manifest,
@@ -171,6 +215,8 @@ class PullEngine:
             m.parse_config(config, len(manifest.layers), str(reference)),
             (*documents, Document(manifest.config, config)),
         )
+        pull.existed = frozenset(filter(self._store.has_layer, parts.config.chain_ids))
+        pull.layers = parts.wanted_layers()
         target = documents[0].descriptor.digest
         names = {str(name): target for name in (reference, reference.with_digest(target))}
         return await self._assembler.assemble(parts, names, repository)
@@ -208,16 +254,39 @@ class PullEngine:
             return None
         return body if m.digest_of(body) == wanted.digest else None
 
-    async def _config(self, repository: Repository, wanted: Descriptor, name: str) -> bytes:
+    async def _config(
+        self, pull: PullUnderWay, repository: Repository, wanted: Descriptor
+    ) -> bytes:
+        """Return the image's configuration, which is fetched once for all pulls."""
         if wanted.size > m.MAX_CONFIG:
             raise BadContentError(
-                f"the configuration of {name} has {wanted.size} bytes, the limit is {m.MAX_CONFIG}"
+                f"the configuration of {pull.image} has {wanted.size} bytes, "
+                f"the limit is {m.MAX_CONFIG}"
             )
-        if self._content.has(wanted.digest):
-            body = await self._stored(wanted)
-            if body is not None:
-                return body
-        return await _small_blob(repository, wanted, name)
+        while True:
+            if self._content.has(wanted.digest):
+                body = await self._stored(wanted)
+                if body is not None:
+                    return body
+            for other in self._under_way:  # it has come, but is not in the store yet
+                if other.config is not None and other.config[0] == wanted.digest:
+                    return other.config[1]
+            seat = self._flights.enter(
+                wanted.digest, lambda: self._fetch_config(pull, repository, wanted)
+            )
+            try:
+                return await seat.result()
+            except CRIError:
+                if seat.first:
+                    raise
+                # Another pull's source failed: try with our own.
+
+    async def _fetch_config(
+        self, pull: PullUnderWay, repository: Repository, wanted: Descriptor
+    ) -> bytes:
+        body = await _small_blob(repository, wanted, pull.image)
+        pull.config = (wanted.digest, body)
+        return body
 
     async def close(self) -> None:
         """Break off the pulls under way."""

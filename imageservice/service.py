@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Collection
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from imageservice.collector import Collector
 from imageservice.content import ContentStore
 from imageservice.hosts import RegistryConfig
 from imageservice.layers import PARENTS_WORKER, UNPACK_WORKER, Layers
+from imageservice.progress import PullProgress
 from imageservice.pull import Assembler, PullEngine
 from imageservice.registry import RegistryClient
 from imageservice.snapshots import FILES_WORKER, Snapshots, Usage, UserDatabase
@@ -27,6 +29,12 @@ from imageservice.syncing import Syncer
 from runtimeshim.client import Rootfs, Spawner
 
 log = logging.getLogger(__name__)
+
+# Images in one message of a stream: an image with a hundred names has some 20 KB, and a message may
+# have 16 MiB.
+STREAM_ITEMS = 100
+# How often pulls are looked at for whoever watches them: often enough for a bar that moves.
+WATCH_SECONDS = 0.2
 
 # What the spawner has to import: name -> module:function.
 WORKERS: Final = {
@@ -58,7 +66,7 @@ class ImageService:
         self._collector = Collector(self._content, self._layers)
         assembler = Assembler(self._store, self._content, self._layers, syncer, self._collector)
         self._client = RegistryClient(registries)
-        self._pulls = PullEngine(self._client, self._content, assembler)
+        self._pulls = PullEngine(self._client, self._store, self._content, self._layers, assembler)
         self._importer = ArchiveImporter(self._content, assembler)
         self._snapshots = Snapshots(root, self._store, self._layers, self._collector, spawner)
 
@@ -76,11 +84,37 @@ class ImageService:
         log.info("pulled %s as %s in %.3f s", wanted, image.id, time.monotonic() - began)
         return cri.PullImageResponse(image_ref=image.id)
 
+    async def watch_pulls(self, name: str) -> AsyncGenerator[list[PullProgress], None]:
+        """Give the pulls under way, of one image or ("") of all, now and after each change.
+
+        Changes are looked for every WATCH_SECONDS; it does not end by itself. Raises
+        InvalidArgumentError.
+        """
+        wanted = str(reference.parse(name)) if name else ""
+        before: list[PullProgress] | None = None
+        while True:
+            now = [pull for pull in self._pulls.progress() if wanted in ("", pull.image)]
+            if now != before:
+                yield now
+            before = now
+            await asyncio.sleep(WATCH_SECONDS)
+
     async def list_images(self, request: cri.ListImagesRequest) -> cri.ListImagesResponse:
         """List images; the filter names one image."""
-        wanted = request.filter.image.image
-        images = self._store.images() if not wanted else self._found(wanted)
-        return cri.ListImagesResponse(images=[to_cri(image) for image in images])
+        return cri.ListImagesResponse(images=self._listed(request.filter))
+
+    async def stream_images(
+        self, request: cri.StreamImagesRequest
+    ) -> AsyncGenerator[cri.StreamImagesResponse, None]:
+        """As `list_images`, in messages of STREAM_ITEMS at most."""
+        found = self._listed(request.filter)
+        for start in range(0, len(found), STREAM_ITEMS):
+            yield cri.StreamImagesResponse(images=found[start : start + STREAM_ITEMS])
+
+    def _listed(self, wanted: cri.ImageFilter) -> list[cri.Image]:
+        name = wanted.image.image
+        images = self._store.images() if not name else self._found(name)
+        return [to_cri(image) for image in images]
 
     async def image_status(self, request: cri.ImageStatusRequest) -> cri.ImageStatusResponse:
         """Return an image, or an empty answer if it is not there."""
@@ -104,6 +138,7 @@ class ImageService:
             await self._collector.discard(self._store.remove_image(image))
             log.info("removed image %s", image.id)
         await self._collector.discard(self._store.collect_orphans(ORPHAN_SECONDS))
+        self._content.expire(ORPHAN_SECONDS)
         return cri.RemoveImageResponse()
 
     async def image_fs_info(self, request: cri.ImageFsInfoRequest) -> cri.ImageFsInfoResponse:
@@ -171,6 +206,7 @@ class ImageService:
         To be called before anything else; `containers` are the ids whose root filesystems stay.
         """
         self._content.sweep(self._store.known_blobs())
+        self._content.expire(ORPHAN_SECONDS)
         await self._snapshots.sweep(containers)
         await self._collector.discard(self._store.collect_orphans(ORPHAN_SECONDS))
         await self._layers.sweep()

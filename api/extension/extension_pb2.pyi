@@ -1,10 +1,24 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class PullLayerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PULL_LAYER_WAITING: _ClassVar[PullLayerState]
+    PULL_LAYER_FETCHING: _ClassVar[PullLayerState]
+    PULL_LAYER_UNPACKING: _ClassVar[PullLayerState]
+    PULL_LAYER_DONE: _ClassVar[PullLayerState]
+    PULL_LAYER_EXISTS: _ClassVar[PullLayerState]
+PULL_LAYER_WAITING: PullLayerState
+PULL_LAYER_FETCHING: PullLayerState
+PULL_LAYER_UNPACKING: PullLayerState
+PULL_LAYER_DONE: PullLayerState
+PULL_LAYER_EXISTS: PullLayerState
 
 class TerminalSize(_message.Message):
     __slots__ = ("width", "height")
@@ -115,3 +129,39 @@ class ImportImageResponse(_message.Message):
     NAMES_FIELD_NUMBER: _ClassVar[int]
     names: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class WatchPullsRequest(_message.Message):
+    __slots__ = ("image",)
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    def __init__(self, image: _Optional[str] = ...) -> None: ...
+
+class WatchPullsResponse(_message.Message):
+    __slots__ = ("pulls",)
+    PULLS_FIELD_NUMBER: _ClassVar[int]
+    pulls: _containers.RepeatedCompositeFieldContainer[Pull]
+    def __init__(self, pulls: _Optional[_Iterable[_Union[Pull, _Mapping]]] = ...) -> None: ...
+
+class Pull(_message.Message):
+    __slots__ = ("image", "started_at", "resolved", "layers")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    RESOLVED_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    started_at: int
+    resolved: bool
+    layers: _containers.RepeatedCompositeFieldContainer[PullLayer]
+    def __init__(self, image: _Optional[str] = ..., started_at: _Optional[int] = ..., resolved: _Optional[bool] = ..., layers: _Optional[_Iterable[_Union[PullLayer, _Mapping]]] = ...) -> None: ...
+
+class PullLayer(_message.Message):
+    __slots__ = ("digest", "size", "fetched", "state")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    size: int
+    fetched: int
+    state: PullLayerState
+    def __init__(self, digest: _Optional[str] = ..., size: _Optional[int] = ..., fetched: _Optional[int] = ..., state: _Optional[_Union[PullLayerState, str]] = ...) -> None: ...

@@ -49,6 +49,11 @@ class ExtensionStub:
                 request_serializer=api_dot_extension_dot_extension__pb2.ImportImageRequest.SerializeToString,
                 response_deserializer=api_dot_extension_dot_extension__pb2.ImportImageResponse.FromString,
                 _registered_method=True)
+        self.WatchPulls = channel.unary_stream(
+                '/criserver.extension.v1.Extension/WatchPulls',
+                request_serializer=api_dot_extension_dot_extension__pb2.WatchPullsRequest.SerializeToString,
+                response_deserializer=api_dot_extension_dot_extension__pb2.WatchPullsResponse.FromString,
+                _registered_method=True)
 
 
 class ExtensionServicer:
@@ -95,6 +100,17 @@ class ExtensionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchPulls(self, request, context):
+        """Tells how far the pulls under way are: all of them as they are now, and again whenever
+        something has changed (a few times a second at most). Nothing under way is an answer without
+        pulls. It goes on until the caller goes away; who watches holds up and keeps up no pull.
+
+        INVALID_ARGUMENT: the name is malformed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExtensionServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +128,11 @@ def add_ExtensionServicer_to_server(servicer, server):
                     servicer.ImportImage,
                     request_deserializer=api_dot_extension_dot_extension__pb2.ImportImageRequest.FromString,
                     response_serializer=api_dot_extension_dot_extension__pb2.ImportImageResponse.SerializeToString,
+            ),
+            'WatchPulls': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchPulls,
+                    request_deserializer=api_dot_extension_dot_extension__pb2.WatchPullsRequest.FromString,
+                    response_serializer=api_dot_extension_dot_extension__pb2.WatchPullsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -195,6 +216,33 @@ class Extension:
             '/criserver.extension.v1.Extension/ImportImage',
             api_dot_extension_dot_extension__pb2.ImportImageRequest.SerializeToString,
             api_dot_extension_dot_extension__pb2.ImportImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchPulls(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/criserver.extension.v1.Extension/WatchPulls',
+            api_dot_extension_dot_extension__pb2.WatchPullsRequest.SerializeToString,
+            api_dot_extension_dot_extension__pb2.WatchPullsResponse.FromString,
             options,
             channel_credentials,
             insecure,

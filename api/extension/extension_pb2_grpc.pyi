@@ -16,12 +16,14 @@ class ExtensionStub:
     Exec: grpc.StreamStreamMultiCallable[extension_pb2.ExecInput, extension_pb2.ExecOutput]
     Attach: grpc.StreamStreamMultiCallable[extension_pb2.AttachInput, extension_pb2.AttachOutput]
     ImportImage: grpc.UnaryUnaryMultiCallable[extension_pb2.ImportImageRequest, extension_pb2.ImportImageResponse]
+    WatchPulls: grpc.UnaryStreamMultiCallable[extension_pb2.WatchPullsRequest, extension_pb2.WatchPullsResponse]
 
 @type_check_only
 class ExtensionAsyncStub:
     Exec: grpc.aio.StreamStreamMultiCallable[extension_pb2.ExecInput, extension_pb2.ExecOutput]
     Attach: grpc.aio.StreamStreamMultiCallable[extension_pb2.AttachInput, extension_pb2.AttachOutput]
     ImportImage: grpc.aio.UnaryUnaryMultiCallable[extension_pb2.ImportImageRequest, extension_pb2.ImportImageResponse]
+    WatchPulls: grpc.aio.UnaryStreamMultiCallable[extension_pb2.WatchPullsRequest, extension_pb2.WatchPullsResponse]
 
 class ExtensionServicer:
     def Exec(
@@ -39,6 +41,11 @@ class ExtensionServicer:
         request: extension_pb2.ImportImageRequest,
         context: grpc.aio.ServicerContext[extension_pb2.ImportImageRequest, extension_pb2.ImportImageResponse],
     ) -> extension_pb2.ImportImageResponse: ...
+    def WatchPulls(
+        self,
+        request: extension_pb2.WatchPullsRequest,
+        context: grpc.aio.ServicerContext[extension_pb2.WatchPullsRequest, extension_pb2.WatchPullsResponse],
+    ) -> AsyncIterator[extension_pb2.WatchPullsResponse]: ...
 
 def add_ExtensionServicer_to_server(
     servicer: ExtensionServicer, server: grpc.aio.Server

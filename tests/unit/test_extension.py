@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from api.extension import extension_pb2 as pb
 from api.extension import extension_pb2_grpc
 from criserver.extension import extension_servicer
 from criserver.interceptors import Interceptor, Readiness
+from imageservice.progress import LayerProgress, LayerState, PullProgress
 from runtimeshim.client import ExitRecord
 from tests.fakes.shim import FakeShim
 
@@ -55,6 +56,15 @@ class Images:
     async def import_archive(self, path: Path) -> list[str]:
         self._imported.append(path)
         return ["a:1", "b:2"]
+
+    async def watch_pulls(self, name: str) -> AsyncGenerator[list[PullProgress], None]:
+        yield []
+        layers = (
+            LayerProgress("sha256:1", 10, 10, LayerState.EXISTS),
+            LayerProgress("sha256:2", 20, 5, LayerState.FETCHING),
+        )
+        yield [PullProgress(name, 7, layers), PullProgress("other", 8, None)]
+        await asyncio.Event().wait()
 
 
 @pytest.fixture
@@ -225,3 +235,16 @@ async def test_import(service: Service) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await service.stub.ImportImage(pb.ImportImageRequest(path="a.tar"))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_watching_pulls_goes_on_until_the_caller_has_gone(service: Service) -> None:
+    call = service.stub.WatchPulls(pb.WatchPullsRequest(image="busybox"))
+    assert list((await call.read()).pulls) == []
+    first, second = (await call.read()).pulls
+    assert (first.image, first.started_at, first.resolved) == ("busybox", 7, True)
+    assert list(first.layers) == [
+        pb.PullLayer(digest="sha256:1", size=10, fetched=10, state=pb.PULL_LAYER_EXISTS),
+        pb.PullLayer(digest="sha256:2", size=20, fetched=5, state=pb.PULL_LAYER_FETCHING),
+    ]
+    assert (second.image, second.resolved) == ("other", False)
+    call.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,14 +102,106 @@ async def test_a_blob_outlives_the_reader_of_its_tap(content: ContentStore) -> N
     assert content.has(wanted().digest)
 
 
-async def test_a_sweep_leaves_what_the_database_knows(
-    content: ContentStore, tmp_path: Path
-) -> None:
+async def test_a_sweep_leaves_what_can_be_of_use(content: ContentStore, tmp_path: Path) -> None:
     content.put(digest_of(b"known"), b"known")
     content.put(digest_of(b"unknown"), b"unknown")
-    content.new_ingest_path().write_bytes(b"partial")
+    content.new_ingest_path().write_bytes(b"somebody's")
+    content.partial_path(digest_of(b"partial")).write_bytes(b"part")
     content.sweep({digest_of(b"known")})
-    assert files(tmp_path) == [content.path(digest_of(b"known"))]
+    left = [
+        content.path(digest_of(b"known")),
+        content.partial_path(digest_of(b"unknown")),
+        content.partial_path(digest_of(b"partial")),
+    ]
+    assert sorted(files(tmp_path)) == sorted(left)
+
+
+async def test_partial_blobs_that_nobody_goes_on_with_expire(
+    content: ContentStore, tmp_path: Path
+) -> None:
+    old, new = (content.partial_path(digest_of(data)) for data in (b"old", b"new"))
+    busy = content.partial_path(wanted().digest)
+    for path, age in ((old, 100), (new, 0), (busy, 100)):
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age,) * 2)
+    async with content.reserve(wanted().digest):
+        content.expire(50)
+    assert sorted(files(tmp_path)) == sorted((new, busy))
+    content.expire(50)
+    assert files(tmp_path) == [new]
+
+
+@pytest.mark.parametrize("length", [1, 1_000_000, len(DATA)], ids=["a bit", "some", "all"])
+async def test_an_ingest_goes_on_where_the_last_one_ended(
+    content: ContentStore, tmp_path: Path, length: int
+) -> None:
+    first = Ingest(content, wanted(), None)
+    await fill(first, DATA[:length], size=length)
+    async with asyncio.timeout(20):
+        while content.partial_path(wanted().digest).stat().st_size < length:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    await first.close()
+    tap = Tap()
+    seen = asyncio.create_task(asyncio.to_thread(read_all, tap.read_fd))
+    second = Ingest(content, wanted(), tap)
+    await second.replay()
+    assert (second.offset, second.replayed) == (length, length)
+    await fill(second, DATA[length:])
+    await second.commit()
+    await second.close()
+    assert await seen == DATA
+    tap.close_reader()
+    assert files(tmp_path) == [content.path(wanted().digest)]
+
+
+def read_all(fd: int) -> bytes:
+    return b"".join(iter(lambda: os.read(fd, 65536), b""))
+
+
+async def test_bytes_that_cannot_be_the_blobs_are_not_gone_on_with(
+    content: ContentStore, tmp_path: Path
+) -> None:
+    partial = content.partial_path(wanted().digest)
+    partial.write_bytes(DATA + b"more")
+    ingest = Ingest(content, wanted(), None)
+    await ingest.replay()
+    assert (ingest.offset, partial.stat().st_size) == (0, 0)
+    await ingest.close()
+    assert files(tmp_path) == []
+
+
+async def test_a_wrong_beginning_is_found_out_at_the_end(
+    content: ContentStore, tmp_path: Path
+) -> None:
+    content.partial_path(wanted().digest).write_bytes(b"x" * 10)
+    ingest = Ingest(content, wanted(), None)
+    await ingest.replay()
+    await fill(ingest, DATA[10:])
+    with pytest.raises(BadContentError, match=wanted().digest):
+        await ingest.commit()
+    await ingest.close()
+    assert files(tmp_path) == []
+
+
+async def test_what_is_discarded_does_not_stay(content: ContentStore, tmp_path: Path) -> None:
+    ingest = Ingest(content, wanted(), None)
+    await fill(ingest, DATA[:1000])
+    ingest.discard()
+    await ingest.close()
+    assert files(tmp_path) == []
+
+
+async def test_a_blob_is_brought_in_by_one_at_a_time(content: ContentStore) -> None:
+    order = []
+
+    async def bring(name: str) -> None:
+        async with content.reserve(wanted().digest):
+            order.append(f"{name} begins")
+            await asyncio.sleep(0)
+            order.append(f"{name} ends")
+
+    await asyncio.gather(bring("a"), bring("b"))
+    assert order == ["a begins", "a ends", "b begins", "b ends"]
 
 
 async def test_a_blob_set_aside_is_gone_at_once(content: ContentStore) -> None:
