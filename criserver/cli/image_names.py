@@ -13,10 +13,3 @@ def find_image(client: Client, name: str, exit_code: int = FAILURE) -> cri.Image
         request = cri.ImageStatusRequest(image=cri.ImageSpec(image=name))
         answer = client.images.ImageStatus(request)
     return answer.image if answer.HasField("image") else None
-
-
-def pull_image(client: Client, name: str, exit_code: int = FAILURE) -> str:
-    """Pull an image and return its id."""
-    with client.doing(f"pull {name}", exit_code):
-        request = cri.PullImageRequest(image=cri.ImageSpec(image=name))
-        return client.images.PullImage(request).image_ref

@@ -20,8 +20,9 @@ from criserver.cli import relay, terminal
 from criserver.cli.client import Client
 from criserver.cli.containers import container_status, remove_log, remove_pod
 from criserver.cli.errors import RUNTIME_FAILURE, CommandError, start_exit_code
-from criserver.cli.image_names import find_image, pull_image
+from criserver.cli.image_names import find_image
 from criserver.cli.pod_config import RunOptions, container_config, pod_config
+from criserver.cli.pulling import pull_image
 
 LOG_ROOT = "/var/log/criserver"
 LOG_ROOT_VARIABLE = "CRISERVER_LOG_DIR"

@@ -25,7 +25,7 @@ IMAGE = "registry.test/cli-busybox:latest"
 def pulled(registry: Registry, module_daemon: Daemon) -> Cli:
     images.push(registry.address, "cli-busybox", images.busybox())
     made = Cli(module_daemon)
-    made.output("pull", IMAGE)
+    made.output("pull", "--quiet", IMAGE)
     return made
 
 
