@@ -23,6 +23,10 @@ MAX_REDIRECTS = 8
 MAX_CONNECTIONS_PER_HOST = 16
 # What a response may hold ready before the socket is no longer read.
 READ_BUFFER = 1 << 20
+# What OpenSSL calls a server's refusal of our certificate, or of there being none.
+_CERTIFICATE_ALERTS = frozenset(
+    ("SSLV3_ALERT_BAD_CERTIFICATE", "TLSV13_ALERT_CERTIFICATE_REQUIRED", "TLSV1_ALERT_UNKNOWN_CA")
+)
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 
 
@@ -188,12 +192,24 @@ async def broken() -> AsyncIterator[None]:
 def _transport_error(err: Exception) -> TransportError:
     ended = (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, ConnectionError)
     never_there = isinstance(err, aiohttp.ClientConnectorError)
-    passing = isinstance(err, (*ended, aiohttp.ClientOSError)) and not never_there
-    return TransportError(describe(err), passing=passing and not isinstance(err, TimeoutError))
+    final = never_there or isinstance(err, TimeoutError) or _tls_error(err) is not None
+    passing = isinstance(err, (*ended, aiohttp.ClientOSError)) and not final
+    return TransportError(describe(err), passing=passing)
+
+
+def _tls_error(err: BaseException) -> ssl.SSLError | None:
+    """Return the TLS error that is `err` or its cause."""
+    return next((e for e in (err, err.__cause__) if isinstance(e, ssl.SSLError)), None)
 
 
 def describe(err: Exception) -> str:
     """Return what went wrong with a connection in words that name the cause."""
+    alert = getattr(_tls_error(err), "reason", None)  # aiohttp's own have none
+    if alert in _CERTIFICATE_ALERTS:
+        return (
+            f"it wants another client certificate ({alert.lower().replace('_', ' ')}); "
+            "give one in certs.d/<host>/hosts.toml"
+        )
     match err:
         case aiohttp.ClientConnectorCertificateError():
             return (

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 PROGRAM = "docker-registry"
 LISTENING = re.compile(rb'msg="listening on (127\.0\.0\.1:\d+)')
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 
-CONFIG = """\
-version: 0.1
-log:
-  level: info
-  accesslog:
-    disabled: false
-storage:
-  filesystem:
-    rootdirectory: {storage}
-  delete:
-    enabled: true
-http:
-  addr: {address}
-  secret: tests
-"""
-
 
 class Registry:
-    """A running registry that anyone on the machine may read and write over plain HTTP."""
+    """A running registry that anyone on the machine may read and write over plain HTTP.
+
+    Of a stopped one `tls` (certificate, key, clientcas) and `auth` (htpasswd, token) may be set, as
+    its documentation has them, before it is started again.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Start it with its storage, configuration and log in `directory`, which must exist.
@@ -41,14 +31,15 @@ class Registry:
         self.directory = directory
         self.log = directory / "registry.log"
         self.address = ""  # HOST:PORT
+        self.tls: dict[str, Any] = {}
+        self.auth: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
         """Start it; after a stop, on the address it had before."""
         config = self.directory / "config.yml"
-        address = self.address or "127.0.0.1:0"
-        config.write_text(CONFIG.format(storage=self.directory / "storage", address=address))
+        config.write_text(json.dumps(self._config()))  # which is YAML
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [PROGRAM, "serve", config],
@@ -57,6 +48,23 @@ class Registry:
                 stderr=log,
             )
         self.address = self._wait_for_address()
+
+    def _config(self) -> dict[str, Any]:
+        address = self.address or "127.0.0.1:0"
+        return {
+            "version": "0.1",
+            "log": {"level": "info", "accesslog": {"disabled": False}},
+            "storage": {
+                "filesystem": {"rootdirectory": str(self.directory / "storage")},
+                "delete": {"enabled": True},
+            },
+            "http": {
+                "addr": address,
+                "secret": "tests",
+                **({"tls": self.tls} if self.tls else {}),
+            },
+            **({"auth": self.auth} if self.auth else {}),
+        }
 
     def _wait_for_address(self) -> str:
         assert self._process is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,6 +15,7 @@ from aiohttp import web
 from api.cri import api_pb2 as cri
 from api.errors import ImagePullError, NotFoundError
 from tests.integration import images
+from tests.integration.certificates import make_certificates, server_context
 from tests.integration.image_fixtures import Images, running_images
 from tests.integration.odd_registry import OddRegistry, answer, odd_registry, small_image
 from tests.integration.registry import Registry
@@ -167,37 +167,7 @@ async def test_a_wrong_hosts_toml_is_named(service: Images) -> None:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CA, a server's certificate for 127.0.0.1 and a client's."""
-    directory = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*args: str) -> None:
-        subprocess.run(["openssl", *args], cwd=directory, check=True, capture_output=True)
-
-    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test CA")
-    for name, extension in (("server", "subjectAltName=IP:127.0.0.1"), ("client", "")):
-        request = ("req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr")
-        openssl(*request, "-subj", f"/CN={name}", *(("-addext", extension) if extension else ()))
-        signed = (
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-copy_extensions",
-            "copy",
-        )
-        openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem")
-    return directory
-
-
-def server_context(certificates: Path, client: bool = False) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
-    if client:
-        context.load_verify_locations(certificates / "ca.pem")
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 async def test_a_private_ca_is_trusted_where_it_is_configured(
@@ -294,46 +264,6 @@ async def test_credentials_for_another_server_stay_here(service: Images, odd: Od
     with pytest.raises(ImagePullError, match="access denied"):
         await service.pull(name, auth)
     assert not any("Authorization" in request.headers for request in odd.requests)
-
-
-async def test_debians_registry_with_htpasswd(service: Images, tmp_path: Path) -> None:
-    directory = tmp_path / "private"
-    directory.mkdir()
-    hashed = "$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a"  # bcrypt of "secret"
-    (directory / "htpasswd").write_text(f"me:{hashed}\n")
-    private = PrivateRegistry(directory)
-    try:
-        with pytest.raises(ImagePullError, match="access denied"):
-            await service.pull(f"{private.address}/app")
-        wrong = cri.AuthConfig(username="me", password="wrong")
-        with pytest.raises(ImagePullError, match="access denied"):
-            await service.pull(f"{private.address}/app", wrong)
-        right = cri.AuthConfig(username="me", password="secret")
-        with pytest.raises(NotFoundError):  # let in, and there is nothing
-            await service.pull(f"{private.address}/app", right)
-    finally:
-        private.stop()
-
-
-class PrivateRegistry(Registry):
-    """Debian's registry with a password file."""
-
-    def start(self) -> None:
-        config = self.directory / "auth.yml"
-        config.write_text(
-            "version: 0.1\n"
-            f"storage: {{filesystem: {{rootdirectory: {self.directory}/storage}}}}\n"
-            "http: {addr: 127.0.0.1:0}\n"
-            f"auth: {{htpasswd: {{realm: tests, path: {self.directory}/htpasswd}}}}\n"
-        )
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                ["docker-registry", "serve", config],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        self.address = self._wait_for_address()
 
 
 class TokenServer:
