@@ -85,38 +85,34 @@ class Ingest:
         self._path = store.partial_path(wanted.digest)
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._hash = hashlib.sha256()
-        self._lock = threading.Lock()
         self._chunks: list[bytes] = []
         self._collected = 0
         self._job: Future[None] | None = None
         self._keep = True
         self.offset = 0  # bytes taken so far
-        self.replayed = 0  # of these, bytes that were there before
+        self.replayed = 0  # bytes that were there before
 
     async def replay(self) -> None:
         """Take the bytes that an earlier ingest left; none if they are too many to be right."""
         length = os.fstat(self._fd).st_size
         if length > self._wanted.size:
             os.ftruncate(self._fd, 0)
-            return
-        if length:
+        elif length:
+            self.replayed = length
             self._job = self._store.threads.submit(self._take_again, length)
-            await asyncio.wrap_future(self._job)
-            self.offset = self.replayed = length
+            await _done(self._job)
+            self.offset = length
 
     def _take_again(self, length: int) -> None:
-        with self._lock:
-            position = 0
-            while position < length and self._fd >= 0:
-                chunk = os.pread(self._fd, min(FLUSH_SIZE, length - position), position)
-                if not chunk:
-                    raise OSError(f"{self._path} became shorter while it was read")
-                self._hash.update(chunk)
-                if self._tap is not None:
-                    self._tap.write(chunk)
-                position += len(chunk)
-            if self._fd >= 0:
-                os.lseek(self._fd, length, os.SEEK_SET)
+        position = 0
+        while position < length:
+            chunk = os.read(self._fd, min(FLUSH_SIZE, length - position))
+            if not chunk:
+                raise OSError(f"{self._path} became shorter while it was read")
+            self._hash.update(chunk)
+            if self._tap is not None:
+                self._tap.write(chunk)
+            position += len(chunk)
 
     def discard(self) -> None:
         """Have `close` delete what has come: it is of no use to anybody."""
@@ -139,25 +135,22 @@ class Ingest:
     async def _flush(self) -> None:
         """Hand the collected bytes to a thread, once it is done with those before."""
         if self._job is not None:
-            await asyncio.wrap_future(self._job)
+            await _done(self._job)
         chunks, self._chunks, self._collected = self._chunks, [], 0
         self._job = self._store.threads.submit(self._take, chunks)
 
     def _take(self, chunks: list[bytes]) -> None:
-        with self._lock:
-            for chunk in chunks:
-                if self._fd < 0:
-                    return
-                self._hash.update(chunk)
-                _write_all(self._fd, chunk)
-                if self._tap is not None:
-                    self._tap.write(chunk)
+        for chunk in chunks:
+            self._hash.update(chunk)
+            _write_all(self._fd, chunk)
+            if self._tap is not None:
+                self._tap.write(chunk)
 
     async def commit(self) -> None:
         """Verify and give the blob its name; raises BadContentError, and keeps nothing then."""
         await self._flush()
         assert self._job is not None
-        await asyncio.wrap_future(self._job)
+        await _done(self._job)
         digest = f"sha256:{self._hash.hexdigest()}"
         if self.offset != self._wanted.size or digest != self._wanted.digest:
             self.discard()
@@ -170,17 +163,31 @@ class Ingest:
 
     async def close(self) -> None:
         """Let go of file and tap; what has come stays, for the next ingest of the blob."""
+        if self._tap is not None:
+            await asyncio.wrap_future(self._store.threads.submit(self._tap.close))
+        if self._job is not None:
+            try:
+                await _done(self._job)
+            except OSError:  # whoever wrote has it, or has gone
+                self.discard()
         await asyncio.wrap_future(self._store.threads.submit(self._dispose))
 
     def _dispose(self) -> None:
-        if self._tap is not None:
-            self._tap.close()
-        with self._lock:
-            empty = os.fstat(self._fd).st_size == 0
-            os.close(self._fd)
-            self._fd = -1
+        try:
+            if self._keep:
+                for chunk in self._chunks:
+                    _write_all(self._fd, chunk)
+        except OSError:  # the disk is full: what is missing comes again
+            self._keep = False
+        empty = os.fstat(self._fd).st_size == 0
+        os.close(self._fd)
         if empty or not self._keep:
             self._path.unlink(missing_ok=True)
+
+
+async def _done(job: Future[None]) -> None:
+    """Wait for a thread, which is not stopped when the wait is cancelled."""
+    await asyncio.shield(asyncio.wrap_future(job))
 
 
 class ContentStore:
@@ -230,6 +237,7 @@ class ContentStore:
         path = self.new_ingest_path()
         path.write_bytes(data)
         os.rename(path, self.path(digest))
+        self.partial_path(digest).unlink(missing_ok=True)  # of a daemon that ended before its sync
 
     def set_aside(self, digest: str) -> Path | None:
         """Take a blob's name away at once; returns the file, which is still to be deleted."""

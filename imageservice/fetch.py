@@ -127,17 +127,21 @@ async def _transfer(wanted: WantedLayer, source: BlobSource, ingest: Ingest) -> 
     breaks = 0
     while ingest.offset < wanted.blob.size or ingest.offset == 0:
         before = ingest.offset
+        whole = False
         try:
             async with source.blob(wanted.blob, ingest.offset) as chunks:
                 async for chunk in chunks:
                     await ingest.write(chunk)
             if ingest.offset == wanted.blob.size:
                 return
+            whole = True
             reason = f"{ingest.offset} of {wanted.blob.size} bytes came"
         except BrokenTransferError as err:
             reason = str(err)
         breaks = breaks + 1 if ingest.offset == before else 1
         if breaks > MAX_BREAKS:
+            if whole:  # that was all there is, so it is something else than the blob
+                ingest.discard()
             raise registry_unavailable(f"{wanted} breaks off: {reason}")
         log.info("%s breaks off: %s", wanted, reason)
         await asyncio.sleep(RETRY_SECONDS * breaks)

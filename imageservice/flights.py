@@ -45,6 +45,12 @@ class Seat(Generic[T]):
         if self._flight.waiters == 0 and not self._flight.task.done():
             self._flights.cancel(self._key, self._flight)
 
+    async def close(self) -> None:
+        """Give the place back, and wait until the work has ended if nobody else waits for it."""
+        self.leave()
+        if self._flight.waiters == 0:
+            await asyncio.wait((self._flight.task,))
+
 
 class Flights:
     """The work in progress, by key."""

@@ -263,8 +263,8 @@ class Layers:
         finally:
             for task in (fetched, unpacked):
                 task.cancel()
-            seat.leave()
             await asyncio.gather(fetched, unpacked, return_exceptions=True)
+            await seat.close()
             await asyncio.to_thread(tap.close)
 
     async def _run_unpack(

@@ -77,6 +77,16 @@ async def test_a_seat_that_is_left_unused_ends_the_work() -> None:
     assert work.cancelled == 1
 
 
+async def test_closing_the_last_seat_waits_for_the_end_of_the_work() -> None:
+    flights, work = Flights(), Work()
+    first, second = (flights.enter("key", work) for _ in range(2))
+    await step()
+    await first.close()
+    assert work.cancelled == 0
+    await second.close()
+    assert work.cancelled == 1
+
+
 async def test_everyone_gets_the_error() -> None:
     async def fail() -> None:
         raise ValueError("no")
