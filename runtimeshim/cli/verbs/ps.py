@@ -36,11 +36,14 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
 
 
 def _ps(arguments: list[str] | tuple[str, ...]) -> list[str]:
-    """Return the lines of ps(1). Raises OSError."""
+    """Return the lines of ps(1). Raises OSError, UsageError."""
     ours, theirs = os.pipe2(os.O_CLOEXEC)
     try:
         actions = [(os.POSIX_SPAWN_DUP2, theirs, 1)]
         pid = os.posix_spawnp("ps", ["ps", *arguments], os.environ, file_actions=actions)
+    except FileNotFoundError:
+        os.close(ours)
+        raise UsageError("ps(1) is not installed; without it there is `--format json`") from None
     finally:
         os.close(theirs)
     with open(ours, encoding="utf-8", errors="replace") as output:
