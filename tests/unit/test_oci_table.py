@@ -1,4 +1,7 @@
-"""data/oci_fields.txt: a proof for every field of config.json that we read."""
+"""data/oci_fields.txt: a proof for every field of config.json that the specification has.
+
+data/oci_spec_1.3.txt is the specification's own list of fields and of the values that it names.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,33 @@ from typing import Any
 
 import pytest
 
-from runtimeshim.oci import fields
+from runtimeshim.linux import seccomp
+from runtimeshim.oci import fields, namespaces
 
 TESTS = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).parent / "data/oci_fields.txt"
+SPECIFICATION = Path(__file__).parent / "data/oci_spec_1.3.txt"
+
+# Where each field's values are in our code.
+VALUES = {
+    "linux.namespaces[].type": namespaces.FLAGS,
+    "process.ioPriority.class": fields.IO_CLASSES,
+    "process.scheduler.policy": fields.POLICIES,
+    "process.scheduler.flags": fields.SCHEDULER_FLAGS,
+    "linux.personality.domain": fields.PERSONALITIES,
+    "linux.memoryPolicy.mode": fields.MEMORY_MODES,
+    "linux.memoryPolicy.flags": fields.MEMORY_FLAGS,
+    "linux.seccomp.flags": seccomp.FLAGS,
+    "linux.seccomp.defaultAction": seccomp.ACTIONS,
+    "linux.seccomp.syscalls[].args[].op": seccomp.OPERATORS,
+}
+# libseccomp resolves these by name, and 2.5 is older than some: compile_profile says so then.
+RESOLVED = "linux.seccomp.architectures"
+
+
+def specified() -> list[str]:
+    lines = SPECIFICATION.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def rows() -> list[tuple[str, str]]:
@@ -50,6 +76,20 @@ def functions(file: str) -> frozenset[str]:
 
 def test_every_field_has_a_row_and_every_row_a_field() -> None:
     assert sorted({field for field, _ in rows()}) == sorted(set(known(fields.SPEC)))
+
+
+def test_no_field_of_the_specification_is_missing_and_none_is_made_up() -> None:
+    listed = {line for line in specified() if " = " not in line}
+    assert listed == set(known(fields.SPEC))
+
+
+def test_no_value_that_the_specification_names_is_missing() -> None:
+    named = [line.split(" = ") for line in specified() if " = " in line]
+    assert {field for field, _ in named} == {*VALUES, RESOLVED}
+    missing = [
+        (field, value) for field, value in named if field != RESOLVED and value not in VALUES[field]
+    ]
+    assert missing == []
 
 
 def test_the_table_reaches_the_innermost_fields() -> None:
