@@ -196,7 +196,7 @@ def look(pid):
 print("up", flush=True)
 own = os.getpid()
 for line in sys.stdin:
-    for name in os.listdir("/proc"):
+    for name in line.split()[1:] or os.listdir("/proc"):
         if name.isdigit() and int(name) != own:
             look(int(name))
     print("looked", flush=True)
@@ -349,7 +349,24 @@ async def test_an_exec_has_no_inheritable_capabilities(rt: harness.Runtime) -> N
     assert "CapInh:\t0000000000000000" in text
 
 
-@pytest.mark.parametrize("uid", [1 << 31, (1 << 32) - 1, 1 << 32, -1])
+WRAPPING = [1 << 31, (1 << 32) - 1, 1 << 32, -1]
+
+
+@pytest.mark.parametrize("wrapping", WRAPPING)
+async def test_a_container_with_an_id_that_wraps_is_refused(
+    rt: harness.Runtime, wrapping: int
+) -> None:
+    users = (
+        ({"uid": wrapping, "gid": 0}, "uid"),
+        ({"uid": 0, "gid": wrapping}, "gid"),
+        ({"uid": 0, "gid": 0, "additionalGids": [wrapping]}, r"additionalGids\[0\]"),
+    )
+    for number, (user, field) in enumerate(users):
+        with pytest.raises(CreateError, match=rf"process\.user\.{field}"):
+            await rt.create(rt.spec(["id", "-u"], name=f"n{number}", user=user), f"n{number}")
+
+
+@pytest.mark.parametrize("uid", WRAPPING)
 async def test_an_exec_with_an_id_that_wraps_is_refused(rt: harness.Runtime, uid: int) -> None:
     shim = await rt.start(rt.spec(["sleep", "1000"]))
     with pytest.raises(ShimError, match=r"process\.user\.uid"):
