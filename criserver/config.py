@@ -19,6 +19,7 @@ from typing import Any
 
 from criserver import config_schema
 from criserver.config_schema import ConfigError, setting, table
+from imageservice import pinning
 
 DEFAULT_CONFIG = Path("/etc/criserver/config.toml")
 
@@ -35,6 +36,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "ContainersConfig",
+    "ImagesConfig",
     "NetworkConfig",
     "RegistriesConfig",
     "load",
@@ -140,6 +142,32 @@ class RegistriesConfig:
 
 
 @dataclass(frozen=True)
+class ImagesConfig:
+    """What is kept, and what may be pulled."""
+
+    pinned_images: tuple[str, ...] = setting(
+        (),
+        "Images that the kubelet and `criserver image gc` never remove: a name with its tag or\n"
+        "digest, a beginning followed by '*', or a part between two '*'.",
+        "names, each with at most a '*' at its end, or at both ends",
+        pinning.is_patterns,
+    )
+    signature_policy: str = setting(
+        "",
+        "A TOML file that says which repositories' images must be signed (see docs/images.md);\n"
+        "empty: none. It is read anew for each pull.",
+        "an absolute path, or empty",
+        lambda path: path == "" or (path.startswith("/") and "\0" not in path),
+    )
+    volatile_rootfs: bool = setting(
+        False,
+        "Mount containers' root filesystems with overlayfs' `volatile`: no sync reaches the disk,\n"
+        "so removing a container never waits for it. What a container wrote to its root is void\n"
+        "after a crash of the machine, as its container is.",
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of the daemon."""
 
@@ -175,6 +203,7 @@ class Config:
     network: NetworkConfig = table(NetworkConfig)
     containers: ContainersConfig = table(ContainersConfig)
     registries: RegistriesConfig = table(RegistriesConfig)
+    images: ImagesConfig = table(ImagesConfig)
 
     @property
     def listen_path(self) -> Path:

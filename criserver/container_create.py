@@ -26,7 +26,7 @@ from api.errors import (
     UnimplementedError,
 )
 from api.stages import RECORDER, stage
-from criserver import host_devices, signals
+from criserver import host_devices, image_volumes, signals
 from criserver.bundle import remove_bundle, write_bundle
 from criserver.container_spec import ContainerSpecInput, container_spec, localhost_profile
 from criserver.made_once import join_or_claim
@@ -74,10 +74,7 @@ def _check(sandbox: Sandbox, request: cri.CreateContainerRequest) -> str:
     _check_ready(sandbox)
     if config.CDI_devices:
         raise UnimplementedError("config.CDI_devices: CDI is not implemented")
-    if any(mount.HasField("image") for mount in config.mounts):
-        raise UnimplementedError(
-            "ImageVolumeMountFailed: config.mounts: image volumes are not implemented"
-        )
+    image_volumes.check(config)
     directory = request.sandbox_config.log_directory or sandbox.message.log_directory
     return _log_path(directory, config.log_path)
 
@@ -126,10 +123,11 @@ class Creation:
             with stage("rootfs"):  # from here on the image's layers stay, whoever removes it
                 undo.push_async_callback(runtime.images.remove_rootfs, self._id)
                 rootfs = await runtime.images.prepare_rootfs(image, self._id)
+                volumes = await image_volumes.prepare(runtime.images, self._id, self._config)
             with stage("user"):
                 user = await self._user(image)
             with stage("spec"):
-                spec = self._spec(image, user)
+                spec = self._spec(image, user, volumes)
                 await asyncio.to_thread(self._make_directories)
             shim = await self._isolate(rootfs, spec, undo)
             # The sandbox may have been stopped meanwhile; it has not seen this container then.
@@ -194,7 +192,9 @@ class Creation:
             log.warning("container %s: StopSignal of its image: %s", self._id, err)
             return int(signal.SIGTERM)
 
-    def _spec(self, image: Image, user: ResolvedUser) -> dict[str, Any]:
+    def _spec(
+        self, image: Image, user: ResolvedUser, volumes: dict[int, tuple[str, ...]]
+    ) -> dict[str, Any]:
         runtime, config = self._runtime, self._config
         context = config.linux.security_context
         host = runtime.host
@@ -213,6 +213,7 @@ class Creation:
                 user=user,
                 host=host,
                 devices=tuple(host_devices.requested(list(config.devices))),
+                image_mounts=volumes,
                 seccomp_profile=_read_profile(localhost_profile(context)),
                 target_pid_namespace=self._target(context.namespace_options),
             )

@@ -36,6 +36,7 @@ from criserver.store.lock import Lock, LockedError
 from criserver.store.sandboxes import SandboxStore
 from imageservice import service
 from imageservice.hosts import RegistryConfig
+from imageservice.settings import ImageSettings
 from podsandbox import lifecycle
 from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
@@ -139,10 +140,21 @@ def _make_runtime(
         shims=Shims(containers),
         sandbox_watch=SandboxWatch(sandboxes),
         spawner=spawner,
-        images=service.ImageService(config.root, connection, spawner, registries),
+        images=service.ImageService(
+            config.root, connection, spawner, registries, _image_settings(config)
+        ),
         pods=lifecycle.Sandboxes(config.run_dir, spawner, network, manager),
         network=network,
         host=host_facts(manager),
+    )
+
+
+def _image_settings(config: Config) -> ImageSettings:
+    policy = config.images.signature_policy
+    return ImageSettings(
+        pinned_images=config.images.pinned_images,
+        signature_policy=Path(policy) if policy else None,
+        volatile_rootfs=config.images.volatile_rootfs,
     )
 
 

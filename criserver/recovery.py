@@ -49,6 +49,8 @@ async def recover(runtime: Runtime, connection: sqlite3.Connection) -> None:
         _recover_sandbox(runtime, sandbox, rebooted)
     await runtime.pods.reconcile([sandbox.id for sandbox in sandboxes.made()])
     await runtime.images.recover([container.id for container in containers.made()])
+    if rebooted:
+        runtime.images.admin.check_after_crash()
     database.record_boot(connection, boot)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -164,6 +164,15 @@ class ContentStore:
         path.write_bytes(data)
         os.rename(path, self.path(digest))
 
+    def put_if_damaged(self, digest: str, data: bytes) -> None:
+        """Store a small blob unless it is there with this content."""
+        try:
+            whole = self.path(digest).read_bytes() == data
+        except FileNotFoundError:
+            whole = False
+        if not whole:
+            self.put(digest, data)
+
     def set_aside(self, digest: str) -> Path | None:
         """Take a blob's name away at once; returns the file, which is still to be deleted."""
         path = self.new_ingest_path()
@@ -180,6 +189,15 @@ class ContentStore:
         for path in self._blobs.iterdir():
             if f"sha256:{path.name}" not in known:
                 path.unlink()
+
+    def damaged(self, known: Mapping[str, int]) -> list[str]:
+        """Return those of the known blobs (digest -> size) that are not there, or not whole.
+
+        The content itself is not read: imageservice.verify does that.
+        """
+        with os.scandir(self._blobs) as entries:
+            there = {entry.name: entry.stat().st_size for entry in entries}
+        return [d for d, size in known.items() if there.get(d.removeprefix("sha256:")) != size]
 
     def close(self) -> None:
         """End the threads."""

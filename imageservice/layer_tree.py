@@ -212,7 +212,7 @@ class LayerTree:
                 os.mknod(base, stat.S_IFIFO | entry.mode, dir_fd=dirfd)
             case tar.CHARACTER | tar.BLOCKDEV:
                 kind = stat.S_IFCHR if entry.kind == tar.CHARACTER else stat.S_IFBLK
-                os.mknod(base, kind | entry.mode, _device(entry), dir_fd=dirfd)
+                os.mknod(base, kind | entry.mode, device_of(entry), dir_fd=dirfd)
             case other:
                 raise TarError(f"entry {entry.name!r} has the unknown type {chr(other)!r}")
 
@@ -346,7 +346,8 @@ def _times(entry: Entry) -> tuple[int, int]:
     return (max(entry.atime_ns, entry.mtime_ns), entry.mtime_ns)
 
 
-def _device(entry: Entry) -> int:
+def device_of(entry: Entry) -> int:
+    """Return the device number of an entry; raises TarError where there can be none."""
     major, minor = entry.device
     # The kernel's 12 and 20 bits (linux/kdev_t.h).
     if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):

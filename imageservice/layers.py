@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 UNPACK_WORKER = "unpack_layer"
 PARENTS_WORKER = "layer_parents"
+VERIFY_WORKER = "verify_layer"
 # A stalled download ends by itself; this ends a worker that hangs for another reason.
 UNPACK_SECONDS = 6 * 3600.0
 PARENTS_SECONDS = 600.0
@@ -47,6 +48,8 @@ RETRY_SECONDS = 0.25
 _ARCHIVE_ERRORS = ("TarError", "CompressionError")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM)
 REMOVE_TRIES = 50
+# Why a layer is damaged.
+GONE = "its directory is missing"
 REMOVE_PAUSE_SECONDS = 0.02
 
 
@@ -118,11 +121,36 @@ class Layers:
             return (str(self._directory / "empty" / "fs"),)
         return tuple(str(self.path(self._known(chain).number)) for chain in reversed(chain_ids))
 
+    def with_empty(self, lowerdirs: Sequence[str]) -> tuple[str, ...]:
+        """Return lower directories of a read-only overlay, which has to have two at least."""
+        return (*lowerdirs, str(self._directory / "empty" / "fs"))
+
     def _known(self, chain_id: str) -> Layer:
         layer = self._store.layer(chain_id)
         if layer is None:
             raise InternalError(f"layer {chain_id} is not in the store: pull its image again")
+        damage = self._store.health.damaged.get(chain_id)
+        if damage is not None:
+            raise InternalError(f"layer {chain_id} is damaged ({damage}): pull its image again")
         return layer
+
+    def are_whole(self, chain_ids: Sequence[str]) -> bool:
+        """Tell whether none is damaged; a layer without its directory is so from now on."""
+        for chain_id in chain_ids:
+            layer = self._store.layer(chain_id)
+            if layer is None:
+                return False
+            if not self.path(layer.number).exists():
+                self._store.health.mark(chain_id, GONE)
+        return self._store.health.is_whole(chain_ids)
+
+    def mark_missing(self) -> list[str]:
+        """Note as damaged, and return, the chain ids of layers whose directory is not there."""
+        there = set(self._on_disk())
+        gone = [layer.chain_id for layer in self._store.layers() if layer.number not in there]
+        for chain_id in gone:
+            self._store.health.mark(chain_id, GONE)
+        return gone
 
     # -- making -------------------------------------------------------------------------------
 
@@ -131,16 +159,73 @@ class Layers:
 
         Without a source the blob must be in the content store. Raises CRIError.
         """
-        while not self._store.has_layer(wanted.chain_id):
-            seat = self._flights.enter(
-                ("layer", wanted.chain_id), lambda: self._make(wanted, source)
-            )
+        while True:
+            while not self._store.has_layer(wanted.chain_id):
+                seat = self._flights.enter(
+                    ("layer", wanted.chain_id), lambda: self._make(wanted, source)
+                )
+                try:
+                    await seat.result()
+                except CRIError:
+                    if seat.first:
+                        raise
+                    # Another pull's source failed: try with our own.
+            if self._content.has(wanted.blob.digest):
+                return
+            await self._keep_blob(wanted, source)
+            await self._check_again(wanted)
+
+    async def _keep_blob(self, wanted: WantedLayer, source: BlobSource | None) -> None:
+        """Fetch the blob of a layer that is there: it came as another, or was damaged since."""
+        digest = wanted.blob.digest
+        while not self._content.has(digest):
+            tap = Tap()
+            tap.close_reader()
+            fetch = functools.partial(self._fetch, wanted, source, tap)
+            seat = self._flights.enter(("blob", digest), fetch)
             try:
                 await seat.result()
             except CRIError:
                 if seat.first:
                     raise
-                # Another pull's source failed: try with our own.
+            finally:
+                if not seat.first:
+                    tap.close()
+
+    async def _check_again(self, wanted: WantedLayer) -> None:
+        """Verify a layer whose blob was lost: what damaged the one may have damaged the other."""
+        layer = self._store.layer(wanted.chain_id)
+        if layer is None:
+            return
+        differences = await self.compare(layer, wanted.blob.digest)
+        if differences and self._store.layer(wanted.chain_id) == layer:
+            log.warning("%s is damaged and made anew: %s", wanted, differences[0])
+            self._store.health.mark(wanted.chain_id, differences[0])
+
+    async def compare(self, layer: Layer, digest: str) -> list[str]:
+        """Return how a layer on disk differs from its blob, which has been verified.
+
+        Raises UnavailableError when the spawner is away.
+        """
+        fds: list[int] = []
+        try:
+            fds.append(os.open(self._content.path(digest), os.O_RDONLY))
+            fds.append(os.open(self.path(layer.number), os.O_RDONLY | os.O_DIRECTORY))
+            answer, _ = await self._spawner.run_worker(
+                VERIFY_WORKER, {}, fds, timeout=UNPACK_SECONDS
+            )
+        except FileNotFoundError:
+            return [GONE]
+        except SpawnerError as err:
+            raise UnavailableError(f"cannot verify layer {layer.chain_id}: {err}") from err
+        except (WorkerError, TimeoutError) as err:
+            return [f"it cannot be read: {err}"]
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if answer["diff_id"] != layer.diff_id and not answer["findings"]:
+            return [f"its blob unpacks to {answer['diff_id']}, not {layer.diff_id}"]
+        return list(answer["findings"])
 
     async def _make(self, wanted: WantedLayer, source: BlobSource | None) -> None:
         number = self._next
@@ -364,6 +449,10 @@ def _remove_all(paths: Sequence[Path]) -> None:
         for _ in range(REMOVE_TRIES):
             try:
                 shutil.rmtree(path)
+                break
+            except FileNotFoundError:
+                if path.exists():  # what is in it goes away at the same time
+                    continue
                 break
             except OSError as err:
                 # A worker that was killed may be in its last call, and make one more name.

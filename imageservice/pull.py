@@ -90,9 +90,8 @@ class Assembler:
 
         Raises CRIError; what was pulled of bad content is removed then.
         """
-        present = self._store.get(parts.image_id)
         digests = {blob.digest for blob in parts.blobs}
-        if present is not None and digests <= self._store.blobs_of(parts.image_id):
+        if self._is_there(parts.image_id, digests):
             return self._store.add_names(parts.image_id, names)
         chain = parts.config.chain_ids
         try:
@@ -106,9 +105,19 @@ class Assembler:
             raise
         except BaseException:
             # Finished layers stay: the pull may be repeated.
-            unfinished = digests - self._store.known_blobs()
+            unfinished = digests - self._store.known_blobs().keys()
             await asyncio.shield(self._collector.discard(self._store.collect((), unfinished)))
             raise
+
+    def _is_there(self, image_id: str, digests: Collection[str]) -> bool:
+        """Tell whether nothing has to be done: what was found damaged counts as missing."""
+        present = self._store.get(image_id)
+        return (
+            present is not None
+            and self._layers.are_whole(present.layers)
+            and self._store.blobs_of(image_id).issuperset(digests)
+            and all(self._content.has(digest) for digest in digests)
+        )
 
     async def drop_unused(self, digests: Collection[str]) -> None:
         """Delete those of these blobs that belong to no image."""
@@ -126,8 +135,7 @@ class Assembler:
     def _put(self, documents: Sequence[Document]) -> int:
         """Store the small blobs; returns the ticket for their sync."""
         for document in documents:
-            if not self._content.has(document.descriptor.digest):
-                self._content.put(document.descriptor.digest, document.body)
+            self._content.put_if_damaged(document.descriptor.digest, document.body)
         return self._syncer.ticket()
 
     async def _make_layers(self, parts: Parts, source: Repository | None) -> None:

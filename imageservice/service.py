@@ -14,16 +14,20 @@ from typing import Final
 from api.cri import api_pb2 as cri
 from api.errors import InvalidArgumentError, NotFoundError
 from imageservice import auth, reference
+from imageservice.admin import Admin
 from imageservice.archive import ArchiveImporter
 from imageservice.collector import Collector
 from imageservice.content import ContentStore
 from imageservice.hosts import RegistryConfig
-from imageservice.layers import PARENTS_WORKER, UNPACK_WORKER, Layers
+from imageservice.layers import PARENTS_WORKER, UNPACK_WORKER, VERIFY_WORKER, Layers
+from imageservice.pinning import Pins
 from imageservice.pull import Assembler, PullEngine
 from imageservice.registry import RegistryClient
+from imageservice.settings import ImageSettings
 from imageservice.snapshots import FILES_WORKER, Snapshots, Usage, UserDatabase
 from imageservice.store import ORPHAN_SECONDS, Image, ImageStore
 from imageservice.syncing import Syncer
+from imageservice.views import SUBPATH_WORKER, Views
 from runtimeshim.client import Rootfs, Spawner
 
 log = logging.getLogger(__name__)
@@ -33,6 +37,8 @@ WORKERS: Final = {
     UNPACK_WORKER: "imageservice.unpack_worker:main",
     PARENTS_WORKER: "imageservice.unpack_worker:adopt_parents",
     FILES_WORKER: "imageservice.files_worker:main",
+    SUBPATH_WORKER: "imageservice.files_worker:find_directory",
+    VERIFY_WORKER: "imageservice.verify_worker:main",
 }
 
 
@@ -45,10 +51,12 @@ class ImageService:
         database: sqlite3.Connection,
         spawner: Spawner,
         registries: RegistryConfig,
+        settings: ImageSettings | None = None,
     ) -> None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._root = root
-        self._store = ImageStore(database)
+        settings = settings or ImageSettings()
+        self._store = ImageStore(database, Pins(settings.pinned_images))
         # Each layer on its way may block one thread on its pipe and have another one to close it.
         self._content = ContentStore(root, threads=2 * registries.max_parallel_layers + 2)
         syncer = Syncer(root)
@@ -60,7 +68,16 @@ class ImageService:
         self._client = RegistryClient(registries)
         self._pulls = PullEngine(self._client, self._content, assembler)
         self._importer = ArchiveImporter(self._content, assembler)
-        self._snapshots = Snapshots(root, self._store, self._layers, self._collector, spawner)
+        self._snapshots = Snapshots(
+            root,
+            self._store,
+            self._layers,
+            self._collector,
+            spawner,
+            volatile=settings.volatile_rootfs,
+        )
+        self._views = Views(self._store, self._layers, self._collector, spawner)
+        self.admin = Admin(self._store, self._content, self._layers, self._collector, self._views)
 
     # -- CRI ----------------------------------------------------------------------------------
 
@@ -87,7 +104,8 @@ class ImageService:
         if not request.image.image:
             raise InvalidArgumentError("the image reference is empty")
         found = self._found(request.image.image)
-        if not found:
+        # A damaged one has to be pulled again, which the kubelet does when it is not there.
+        if not found or not self._store.health.is_whole(found[0].layers):
             return cri.ImageStatusResponse()
         image = found[0]
         info = {"info": verbose_info(image)} if request.verbose else {}
@@ -143,6 +161,16 @@ class ImageService:
         """Make a container's writable layer above the image's layers, which now stay."""
         return self._snapshots.prepare(image, container_id)
 
+    async def image_volume(
+        self, image: Image, container_id: str, sub_path: str = ""
+    ) -> tuple[str, ...]:
+        """Return the lower directories, top first, of a read-only overlay of an image's directory.
+
+        To be called between `prepare_rootfs` and `remove_rootfs` of the container; the layers stay
+        as long. Raises InvalidArgumentError where `sub_path` is no directory of the image.
+        """
+        return await self._views.volume(image, container_id, sub_path)
+
     async def remove_rootfs(self, container_id: str) -> None:
         """Remove a container's writable layer; idempotent."""
         await self._snapshots.remove(container_id)
@@ -171,12 +199,15 @@ class ImageService:
         To be called before anything else; `containers` are the ids whose root filesystems stay.
         """
         self._content.sweep(self._store.known_blobs())
+        await self.admin.note_damage()
         await self._snapshots.sweep(containers)
+        await self._views.sweep(set(containers))
         await self._collector.discard(self._store.collect_orphans(ORPHAN_SECONDS))
         await self._layers.sweep()
 
     async def close(self) -> None:
         """Break off pulls, close connections and threads."""
+        await self.admin.close()
         await self._pulls.close()
         await self._layers.close()
         await self._client.close()

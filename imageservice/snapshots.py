@@ -61,6 +61,8 @@ class Snapshots:
         layers: Layers,
         collector: Collector,
         spawner: Spawner,
+        *,
+        volatile: bool = False,
     ) -> None:
         self._directory = root / "containers"
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,6 +71,7 @@ class Snapshots:
         self._layers = layers
         self._collector = collector
         self._spawner = spawner
+        self._volatile = volatile
         self._databases: dict[str, UserDatabase] = {}
         self._usage: dict[str, Usage] = {}
 
@@ -95,7 +98,7 @@ class Snapshots:
         top = os.stat(lowerdirs[0])
         os.chown(upper, top.st_uid, top.st_gid)
         os.chmod(upper, stat.S_IMODE(top.st_mode))
-        return Rootfs(lowerdirs, str(upper), str(work))
+        return Rootfs(lowerdirs, str(upper), str(work), volatile=self._volatile)
 
     async def remove(self, container_id: str) -> None:
         """Remove a writable layer, and layers that nobody else needs. Idempotent."""

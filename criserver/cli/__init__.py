@@ -43,7 +43,7 @@ VERBS = {
     "rm": Verb("remove containers, with the pods that `run` made for them", CONTAINERS),
     "images": Verb("list images", IMAGES),
     "pull": Verb("pull images from a registry", IMAGES),
-    "image": Verb("import images from a file", IMAGES),
+    "image": Verb("import, export, inspect, verify, gc and mount images", IMAGES),
     "rmi": Verb("remove images", IMAGES),
     "serve": Verb("run the daemon", DAEMON),
     "config": Verb("print or check the daemon's configuration", DAEMON),

@@ -72,6 +72,8 @@ def open_overlay(overlay: Mapping[str, Any]) -> int:
     options: list[tuple[str, str | None]] = [("source", "overlay")]
     options += [("lowerdir+", layer) for layer in overlay["lowerdirs"]]
     options += [("upperdir", overlay["upperdir"]), ("workdir", overlay["workdir"])]
+    if overlay.get("volatile"):
+        options.append(("volatile", None))
     return m.new_mount("overlay", options)
 
 
@@ -80,6 +82,8 @@ def _mount_overlay_by_string(overlay: Mapping[str, Any], target: str) -> None:
     base = os.path.commonpath([os.path.dirname(layer) for layer in overlay["lowerdirs"]])
     lower = ":".join(os.path.relpath(layer, base) for layer in overlay["lowerdirs"])
     data = f"lowerdir={lower},upperdir={overlay['upperdir']},workdir={overlay['workdir']}"
+    if overlay.get("volatile"):
+        data += ",volatile"
     os.chdir(base)
     m.mount("overlay", target, "overlay", 0, data)
 
