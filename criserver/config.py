@@ -77,9 +77,10 @@ def _is_positive(number: float) -> bool:
 class NetworkConfig:
     """How pods get their network."""
 
-    cni_conf_dir: Path = setting(
-        Path("/etc/cni/net.d"),
-        "CNI network configurations. While there is none, the built-in bridge network is used.",
+    cni_conf_dirs: tuple[Path, ...] = setting(
+        (Path("/etc/cni/net.d"),),
+        "CNI network configurations: the first usable file counts, by directory and then by name.\n"
+        "While there is no file, the built-in bridge network is used.",
     )
     cni_bin_dirs: tuple[Path, ...] = setting(
         (Path("/opt/cni/bin"), Path("/usr/lib/cni")), "Where CNI plugins are looked for, in order."
@@ -236,7 +237,7 @@ FLAGS = {  # flag -> setting
     "--root": "root",
     "--run-dir": "run_dir",
     "--certs-dir": "registries.certs_dir",
-    "--cni-conf-dir": "network.cni_conf_dir",
+    "--cni-conf-dir": "network.cni_conf_dirs",
     "--cni-bin-dir": "network.cni_bin_dirs",
     "--log-level": "log_level",
 }
@@ -246,7 +247,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--config` and the flags that override settings."""
     parser.add_argument("--config", type=Path, help=f"TOML file (default {DEFAULT_CONFIG})")
     for flag, key in FLAGS.items():
-        repeatable = flag == "--cni-bin-dir"
+        repeatable = flag in ("--cni-conf-dir", "--cni-bin-dir")
         parser.add_argument(
             flag,
             dest=key,

@@ -41,6 +41,7 @@ from podsandbox import lifecycle
 from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.cni import CNINetwork
+from podsandbox.network.pod_cidrs import PodCIDRs
 from runtimeshim.client import Spawner, SpawnerError
 from runtimeshim.linux import cgroups
 
@@ -110,7 +111,12 @@ async def serve(config: Config) -> None:
         builtin = BuiltinConfig(
             bridge=config.network.bridge or None, subnets=config.network.subnets
         )
-        network = BuiltinNetwork(builtin, connection)
+        cidrs = PodCIDRs(connection)
+        network = SelectedNetwork(
+            _make_cni(config, connection, spawner, cidrs),
+            BuiltinNetwork(builtin, connection, cidrs),
+            cidrs,
+        )
         stack.push_async_callback(network.close)
         runtime = _make_runtime(config, connection, spawner, network)
         stack.push_async_callback(runtime.shims.close)
@@ -122,10 +128,9 @@ async def serve(config: Config) -> None:
 
 
 def _make_runtime(
-    config: Config, connection: sqlite3.Connection, spawner: Spawner, builtin: BuiltinNetwork
+    config: Config, connection: sqlite3.Connection, spawner: Spawner, network: SelectedNetwork
 ) -> Runtime:
     manager = cgroups.manager()
-    network = SelectedNetwork(_make_cni(config, connection, spawner), builtin)
     sandboxes = SandboxStore(connection)
     containers = ContainerStore(connection)
     registries = RegistryConfig(
@@ -158,13 +163,16 @@ def _image_settings(config: Config) -> ImageSettings:
     )
 
 
-def _make_cni(config: Config, connection: sqlite3.Connection, spawner: Spawner) -> CNINetwork:
+def _make_cni(
+    config: Config, connection: sqlite3.Connection, spawner: Spawner, cidrs: PodCIDRs
+) -> CNINetwork:
     settings = config.network
     return CNINetwork(
-        settings.cni_conf_dir,
+        settings.cni_conf_dirs,
         settings.cni_bin_dirs,
         spawner,
         connection,
+        cidrs,
         timeout=settings.cni_timeout_seconds,
     )
 

@@ -17,7 +17,7 @@ from criserver.store.containers import ContainerStore
 from criserver.store.sandboxes import SandboxStore
 from imageservice.service import ImageService
 from podsandbox.lifecycle import Sandboxes
-from podsandbox.network import Network
+from podsandbox.network import SelectedNetwork
 from runtimeshim.client import Shim, Spawner
 
 # 32 random bytes as 64 hex digits, as the peers': no "-", since the kubelet takes what follows the
@@ -37,7 +37,7 @@ class Runtime:
     spawner: Spawner
     images: ImageService
     pods: Sandboxes
-    network: Network
+    network: SelectedNetwork
     host: HostFacts
     operations: Operations = field(default_factory=Operations)
     stops: Stops = field(default_factory=Stops)

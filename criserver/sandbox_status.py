@@ -57,6 +57,7 @@ def _info(runtime: Runtime, sandbox: Sandbox) -> dict[str, str]:
         "config": MessageToDict(sandbox.message, preserving_proto_field_name=True),
         "namespaces": made.get("namespaces", {}),
         "network": made.get("network", {}),
+        "networkProblem": runtime.network.problem(sandbox.id),
         "cgroupParent": made.get("cgroup_parent", ""),
     }
     current = runtime.operations.where(sandbox.id)

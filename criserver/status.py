@@ -29,7 +29,7 @@ async def version(_runtime: Runtime, _request: cri.VersionRequest) -> cri.Versio
 
 async def status(runtime: Runtime, request: cri.StatusRequest) -> cri.StatusResponse:
     """Say whether the runtime and its network are ready, and what they can do."""
-    ready, reason, message = runtime.network.status()
+    ready, reason, message = await runtime.network.status()
     network = cri.RuntimeCondition(
         type="NetworkReady", status=ready, reason="" if ready else reason, message=message
     )

@@ -42,6 +42,14 @@ def release(directory: Path) -> None:
         shm.rmdir()
 
 
+def is_pinned(path: Path) -> bool:
+    """Tell whether a namespace is bound there: nsfs is another file system than its directory's."""
+    try:
+        return path.stat().st_dev != path.parent.stat().st_dev
+    except OSError:  # gone
+        return False
+
+
 def _unmount(path: Path) -> None:
     while True:
         try:
