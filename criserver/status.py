@@ -34,7 +34,7 @@ async def status(runtime: Runtime, request: cri.StatusRequest) -> cri.StatusResp
         type="NetworkReady", status=ready, reason="" if ready else reason, message=message
     )
     features = cri.RuntimeHandlerFeatures(
-        recursive_read_only_mounts=runtime.host.recursive_read_only
+        recursive_read_only_mounts=runtime.host.recursive_read_only, user_namespaces=True
     )
     return cri.StatusResponse(
         status=cri.RuntimeStatus(
@@ -44,7 +44,9 @@ async def status(runtime: Runtime, request: cri.StatusRequest) -> cri.StatusResp
             cri.RuntimeHandler(name=name, features=features)
             for name in ("", runtime.config.default_runtime)
         ],
-        features=cri.RuntimeFeatures(supplemental_groups_policy=True),
+        features=cri.RuntimeFeatures(
+            supplemental_groups_policy=True, user_namespaces_host_network=True
+        ),
         info={"config": json.dumps(runtime.config.as_json())} if request.verbose else {},
     )
 

@@ -178,6 +178,7 @@ class Sandboxes:
             "sysctls": dict(plan.sysctls),
             "shm_size": _SHM_SIZE if plan.own_ipc else 0,
             "init_cgroup": plan.init_cgroup,
+            "user": plan.user and plan.user.as_json(),
         }
         fds = [] if plan.init_cgroup is None else [self._program()]
         # The worker undoes what it did when it fails; this is for when it is killed, and for what
@@ -277,8 +278,12 @@ def _runtime(
     init_pid: int | None,
     network: NetworkResult | None,
 ) -> SandboxRuntime:
-    kinds = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid"}
-    pinned = {*plan.namespaces, *(["pid"] if plan.init_cgroup is not None else [])}
+    kinds = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid", "user": "user"}
+    pinned = set(plan.namespaces)
+    if plan.init_cgroup is not None:
+        pinned.add("pid")
+    if plan.user is not None:
+        pinned.add("user")
     return SandboxRuntime(
         namespaces={
             name: f"{directory}/ns/{kind}" for name, kind in kinds.items() if kind in pinned

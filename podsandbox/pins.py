@@ -1,6 +1,6 @@
 """What keeps a sandbox alive without a process of its own: the pins below RUN/sandboxes/ID.
 
-    ns/net, ns/ipc, ns/uts, ns/pid   bind mounts of nsfs
+    ns/{net,ipc,uts,pid,user}        bind mounts of nsfs
     shm                              the pod's /dev/shm, a tmpfs
     init.json                        pid and start time of the shared PID namespace's pid 1
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtimeshim.linux import mounts as m
-from runtimeshim.oci import mounting, resolve, userns
+from runtimeshim.linux import userns
+from runtimeshim.oci import mounting, resolve
 from runtimeshim.oci.errors import SpecError
 
 Device = Mapping[str, Any]

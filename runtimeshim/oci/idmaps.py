@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from runtimeshim.oci import userns
+from runtimeshim.linux import userns
 from runtimeshim.oci.errors import SpecError
 
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtimeshim.linux import mounts as m
-from runtimeshim.oci import devices, mounting, rootfs, userns
+from runtimeshim.linux import userns
+from runtimeshim.oci import devices, mounting, rootfs
 
 
 class Prepared:

@@ -7,8 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtimeshim.linux import syscalls
-from runtimeshim.oci import userns
+from runtimeshim.linux import syscalls, userns
 from runtimeshim.oci.errors import SpecError
 
 FLAGS = {

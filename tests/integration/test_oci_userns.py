@@ -11,8 +11,7 @@ import pytest
 import pytest_asyncio
 
 from runtimeshim.client import CreateError
-from runtimeshim.linux import mounts
-from runtimeshim.oci import userns
+from runtimeshim.linux import mounts, userns
 from tests.integration import bundles, harness
 
 pytestmark = pytest.mark.integration
