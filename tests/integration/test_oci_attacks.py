@@ -18,6 +18,7 @@ import pytest_asyncio
 from runtimeshim.client import CreateError, Shim, ShimError, StartError
 from runtimeshim.linux.capabilities import KNOWN
 from runtimeshim.oci.default_spec import default_spec
+from runtimeshim.oci.process import MAX_PASSWD
 from tests.integration import bundles, harness
 
 pytestmark = pytest.mark.integration
@@ -414,6 +415,25 @@ async def test_a_passwd_that_is_no_file_of_sense_gives_a_home(rt: harness.Runtim
         spec = rt.spec(["sh", "-c", "echo $HOME"], name=name, user={"uid": 1000, "gid": 0})
         _, output = await rt.run(spec, name)
         assert output == "/\n"
+
+
+WEB = "web:x:1000:0::/evil:"
+
+
+async def test_a_passwd_is_read_as_far_as_its_limit(rt: harness.Runtime) -> None:
+    (rt.layer / "etc/passwd").write_text("#" * MAX_PASSWD + f"\n{WEB}\n")
+    _, output = await rt.run(rt.spec(["sh", "-c", "echo $HOME"], user={"uid": 1000, "gid": 0}))
+    assert output == "/\n"
+
+
+async def test_a_passwd_that_is_a_file_of_the_kernels_is_not_read(rt: harness.Runtime) -> None:
+    """Reading can take away what is there (/proc/kmsg), or never end."""
+    (rt.layer / "etc/passwd").unlink()
+    (rt.layer / "etc/passwd").symlink_to("/proc/sys/kernel/domainname")
+    spec = rt.spec(["sh", "-c", "cat /etc/passwd; echo $HOME"], user={"uid": 1000, "gid": 0})
+    spec["domainname"] = WEB
+    _, output = await rt.run(spec)
+    assert output == f"{WEB}\n/\n"
 
 
 async def test_a_passwd_link_to_a_file_of_the_host_stays_inside(rt: harness.Runtime) -> None:
