@@ -65,6 +65,11 @@ MUTATIONS = (
         (
             Edit(
                 f"{OCI}/init.py",
+                '    os.close(resolve.make_directory(root, spec["process"]["cwd"]))\n',
+                "",
+            ),
+            Edit(
+                f"{OCI}/init.py",
                 "    syscalls.close_all_but([sync.fileno(), *plan.invocation.fds(), *needed])\n",
                 "    assert needed is not None\n",
             ),

@@ -6,18 +6,24 @@ EXECUTOR.md, section 2, "Executable, fds, cwd"; the rest is in test_oci_attacks.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import hashlib
+import json
 import os
+import select
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from runtimeshim.client import CreateError, ShimError
-from runtimeshim.linux.cgroups import manager
+from runtimeshim.client import CreateError, Shim, ShimError
 from tests.integration import harness, test_oci_attacks, tiny_elf
 from tests.integration.oci_cli import CLI
 
@@ -111,7 +117,7 @@ async def test_no_fd_number_is_a_working_directory(rt: harness.Runtime, first: i
 
 
 async def test_a_starting_exec_is_closed_to_its_neighbours(rt: harness.Runtime) -> None:
-    """The freezer holds it at its first step inside; a neighbour of the pod looks meanwhile."""
+    """It has the container's own rights by then, and is held at its execve: still it is closed."""
     python = ["/usr/bin/python3", "-I", "-S", "-c", test_oci_attacks.SPY]
     spec = test_oci_attacks.with_python(rt.spec(python, name="spy"))
     spy = await rt.start(spec, "spy", stdin=True)
@@ -119,25 +125,73 @@ async def test_a_starting_exec_is_closed_to_its_neighbours(rt: harness.Runtime) 
     await spy.attach(stdin=read)
     os.close(read)
     await harness.until(lambda: rt.output("spy") == "up\n")
+    with listening(rt.directory / "listener") as listener:
+        victim = await rt.create(beside(rt, spy, rt.directory / "listener"), "victim")
+        starting = asyncio.create_task(victim.start())
+        (await held_at_execve(listener)).let_go()
+        await starting
+        executing = asyncio.create_task(test_oci_attacks.start_exec(rt, victim, ["true"]))
+        held = await held_at_execve(listener)
+        os.write(write, f"look {pid_inside(held.pid)}\n".encode())
+        await harness.until(lambda: "looked" in rt.output("spy"))
+        held.let_go()
+        assert await executing == (0, "")
+    os.close(write)
+    await victim.kill(9)
+    assert rt.output("spy") == "up\nlooked\n"
+
+
+def beside(rt: harness.Runtime, spy: Shim, listener: Path) -> dict[str, Any]:
+    """Return a container in the spy's PID namespace whose execve(2) waits for the listener."""
     spec = rt.spec(["sleep", "1000"], name="victim")
     for namespace in spec["linux"]["namespaces"]:
         if namespace["type"] == "pid":
             namespace["path"] = f"/proc/{spy.pid}/ns/pid"
-    victim = await rt.start(spec, "victim")
-    cgroups, path = manager(), f"{rt.cgroup}/victim"
-    cgroups.freeze(path)
-    started = asyncio.create_task(test_oci_attacks.start_exec(rt, victim, ["true"]))
-    try:
-        await harness.until(lambda: len(cgroups.pids(path)) == 2)
-        (held,) = set(cgroups.pids(path)) - {victim.pid}
-        os.write(write, f"look {pid_inside(held)}\n".encode())
-        await harness.until(lambda: "looked" in rt.output("spy"))
-    finally:
-        cgroups.thaw(path)
-    assert await started == (0, "")
-    assert rt.output("spy") == "up\nlooked\n"
-    os.close(write)
-    await victim.kill(9)
+    spec["linux"]["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": str(listener),
+        "syscalls": [{"names": ["execve"], "action": "SCMP_ACT_NOTIFY"}],
+    }
+    return spec
+
+
+@contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """Listen on a path that may be longer than an address."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        directory = os.open(path.parent, os.O_PATH)
+        listener.bind(f"/proc/self/fd/{directory}/{path.name}")
+        os.close(directory)
+        listener.listen()
+        yield listener
+
+
+class Held:
+    """A process in a system call that its seccomp filter has told of (man 2 seccomp_unotify)."""
+
+    def __init__(self, pid: int, notifications: int) -> None:
+        self.pid = pid
+        self._notifications = notifications
+
+    def let_go(self) -> None:
+        """Let the system call go on."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        request = ctypes.create_string_buffer(80)  # struct seccomp_notif
+        assert libc.ioctl(self._notifications, ctypes.c_ulong(0xC0502100), request) == 0
+        (identity,) = struct.unpack_from("=Q", request)
+        answer = ctypes.create_string_buffer(struct.pack("=QqiI", identity, 0, 0, 1))
+        assert libc.ioctl(self._notifications, ctypes.c_ulong(0xC0182101), answer) == 0
+        os.close(self._notifications)
+
+
+async def held_at_execve(listener: socket.socket) -> Held:
+    """Wait for the next process that is about to execve."""
+    connection, _ = await asyncio.to_thread(listener.accept)
+    with connection:
+        message, fds, _, _ = socket.recv_fds(connection, 65536, 1)
+    os.set_inheritable(fds[0], False)
+    select.select([fds[0]], [], [], 10)
+    return Held(json.loads(message)["pid"], fds[0])
 
 
 def pid_inside(pid: int) -> int:

@@ -137,21 +137,25 @@ async def test_a_working_directory_made_in_an_exchanged_one_stays_inside(
 
 
 async def test_an_exchanged_masked_path_is_masked_or_refused(rt: harness.Runtime) -> None:
-    """CVE-2023-27561: what is masked is what the path leads to at that moment, never outside."""
+    """CVE-2023-27561: the mask is inside, on what the path leads to at that moment, or nowhere."""
     victim = rt.directory / "victim"
     victim.mkdir()
+    (rt.layer / str(victim).lstrip("/")).mkdir(parents=True)  # the same path, inside
     volume = volume_with_link(rt, victim)
     before = Path("/proc/self/mountinfo").read_text()
+    outputs = []
     with exchanging(volume):
         for number in range(STARTS):
             name = f"n{number}"
-            spec = rt.spec(["true"], name=name)
+            spec = rt.spec(["grep", "-c", " - tmpfs masked ", "/proc/self/mountinfo"], name=name)
             spec["mounts"].append(bind(volume, "/vol"))
             spec["linux"]["maskedPaths"] = ["/vol/target"]
-            spec["linux"]["readonlyPaths"] = ["/vol/target"]
+            spec["linux"]["readonlyPaths"] = []
             try:
-                await rt.run(spec, name)
+                outputs.append((await rt.run(spec, name))[1])
             except CreateError:
                 continue
+    assert outputs
+    assert set(outputs) == {"1\n"}  # a mask of the host's directory would be gone by the pivot
     assert Path("/proc/self/mountinfo").read_text() == before
     assert os.access(victim, os.W_OK)

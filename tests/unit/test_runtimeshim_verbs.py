@@ -70,6 +70,21 @@ def test_what_is_no_size(given: str) -> None:
         update.size(given)
 
 
+def test_every_flag_of_update_has_its_field() -> None:
+    for flags, value, expected in (
+        (update.NUMBERS, "7", 7),
+        (update.SIZES, "7k", 7168),
+        (update.TEXTS, "0-1", "0-1"),
+    ):
+        for name, (section, field) in flags.items():
+            options, _ = parse(update.FLAGS, [f"--{name}={value}"])
+            assert update.resources(options) == {section: {field: expected}}
+    for name in update.RDT:
+        options, _ = parse(update.FLAGS, [f"--{name}=L3:0=f"])
+        with pytest.raises(UsageError, match=f"--{name} is not supported"):
+            update.resources(options)
+
+
 def test_update_names_only_what_was_given() -> None:
     argv = ["--memory=64m", "--cpu-quota", "-1", "--cpuset-cpus=0-1", "--pids-limit=0"]
     options, _ = parse(update.FLAGS, argv)

@@ -31,6 +31,8 @@ SIZES = {
 }
 TEXTS = {"cpuset-cpus": ("cpu", "cpus"), "cpuset-mems": ("cpu", "mems")}
 UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+# No kernel since 5.16 has such a limit; callers that were written for older ones still ask for it.
+PASSED_OVER = ("kernel-memory", "kernel-memory-tcp")
 RDT = ("l3-cache-schema", "mem-bw-schema")
 
 FLAGS = (
@@ -38,6 +40,7 @@ FLAGS = (
     *(Flag(name, "number", f"linux.resources.{'.'.join(to)}") for name, to in NUMBERS.items()),
     *(Flag(name, "size", f"linux.resources.{'.'.join(to)}") for name, to in SIZES.items()),
     *(Flag(name, "text", f"linux.resources.{'.'.join(to)}") for name, to in TEXTS.items()),
+    *(Flag(name, "size", "accepted, and without effect") for name in PASSED_OVER),
     *(Flag(name, "text", "not supported") for name in RDT),
 )
 STOP_AT = None
