@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING
 from api.errors import CRIError
 from criserver import config as configuration
 from criserver.config import Config, ConfigError
+from criserver.events import Events, publish_changes
 from criserver.host_facts import host_facts
 from criserver.recovery import recover
 from criserver.runtime import Runtime
 from criserver.sandbox_watch import SandboxWatch
 from criserver.shims import Shims
+from criserver.stats.collector import Collector
 from criserver.status import VERSION
 from criserver.store.containers import ContainerStore
 from criserver.store.database import DatabaseError, checkpoint_forever, open_database
@@ -122,6 +124,7 @@ async def serve(config: Config) -> None:
         stack.push_async_callback(runtime.shims.close)
         stack.callback(runtime.sandbox_watch.close)
         stack.push_async_callback(runtime.images.close)
+        stack.push_async_callback(runtime.collector.close)
         checkpoints = asyncio.create_task(checkpoint_forever(config.root))
         stack.callback(checkpoints.cancel)
         await _serve(runtime, connection, stopping)
@@ -138,6 +141,11 @@ def _make_runtime(
         max_parallel_layers=config.registries.max_parallel_layers,
         stall_timeout=config.registries.stall_timeout_seconds,
     )
+    events = Events()
+    publish_changes(events, sandboxes, containers)
+    images = service.ImageService(
+        config.root, connection, spawner, registries, _image_settings(config)
+    )
     return Runtime(
         config=config,
         sandboxes=sandboxes,
@@ -145,12 +153,13 @@ def _make_runtime(
         shims=Shims(containers),
         sandbox_watch=SandboxWatch(sandboxes),
         spawner=spawner,
-        images=service.ImageService(
-            config.root, connection, spawner, registries, _image_settings(config)
-        ),
+        images=images,
         pods=lifecycle.Sandboxes(config.run_dir, spawner, network, manager),
         network=network,
         host=host_facts(manager),
+        events=events,
+        cgroups=manager,
+        collector=Collector(manager, sandboxes, containers, images.writable_usage),
     )
 
 
@@ -200,6 +209,7 @@ async def _serve(runtime: Runtime, connection: sqlite3.Connection, stopping: asy
         log.info("stopping")
     finally:
         readiness.close("criserver is stopping")
+        runtime.events.close()  # or the server would wait for the streams' readers
         await server.stop(GRACE_SECONDS)
         await runtime.operations.drain(DRAIN_SECONDS)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from api.cri import api_pb2 as cri
+from criserver.paging import pages
 from criserver.runtime import Runtime
 
 
@@ -14,6 +17,15 @@ async def pull_image(runtime: Runtime, request: cri.PullImageRequest) -> cri.Pul
 async def list_images(runtime: Runtime, request: cri.ListImagesRequest) -> cri.ListImagesResponse:
     """List the images that match the filter."""
     return await runtime.images.list_images(request)
+
+
+async def stream_images(
+    runtime: Runtime, request: cri.StreamImagesRequest
+) -> AsyncIterator[cri.StreamImagesResponse]:
+    """ListImages in pieces."""
+    found = await runtime.images.list_images(cri.ListImagesRequest(filter=request.filter))
+    for page in pages(found.images):
+        yield cri.StreamImagesResponse(images=page)
 
 
 async def image_status(

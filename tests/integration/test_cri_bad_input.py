@@ -207,5 +207,13 @@ def test_what_is_not_implemented_says_so(pods: Pods) -> None:
     request = cri.ExecRequest(container_id=UNKNOWN, cmd=["true"])
     said = refused("UNIMPLEMENTED", pods.daemon.runtime.Exec, request, timeout=RPC_SECONDS)
     assert "Exec" in said
-    events = pods.daemon.runtime.GetContainerEvents(cri.GetEventsRequest(), timeout=RPC_SECONDS)
-    refused("UNIMPLEMENTED", next, events)
+
+
+def test_checkpoints_are_refused_with_the_reason(pods: Pods) -> None:
+    runtime = pods.daemon.runtime
+    for call, request in (
+        (runtime.CheckpointContainer, cri.CheckpointContainerRequest(container_id=UNKNOWN)),
+        (runtime.CheckpointPod, cri.CheckpointPodRequest(pod_sandbox_id=UNKNOWN)),
+        (runtime.RestorePod, cri.RestorePodRequest(checkpoint_path="/nowhere")),
+    ):
+        assert "CRIU" in refused("UNIMPLEMENTED", call, request, timeout=RPC_SECONDS)
