@@ -114,6 +114,11 @@ class ContainersConfig:
         "0 or more",
         lambda limit: limit >= 0,
     )
+    cdi_spec_dirs: tuple[Path, ...] = setting(
+        (Path("/etc/cdi"), Path("/var/run/cdi")),
+        "Where the Container Device Interface's specs are; a later directory goes before an\n"
+        "earlier one.",
+    )
     exec_drain_seconds: float = setting(
         2.0,
         "How long ExecSync reads on after its command has exited while a child of the command\n"

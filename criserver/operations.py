@@ -90,6 +90,10 @@ class Operations:
         operation = self._current.get(key)
         return operation.where() if operation else ""
 
+    def under_way(self) -> list[str]:
+        """Say what is being done to all objects, for a person."""
+        return [operation.where() for operation in self._current.values()]
+
     def claim(self, key: str) -> bool:
         """Take the finished result that nobody waited for; False if there is none."""
         unclaimed = key in self._unclaimed

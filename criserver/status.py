@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import platform
+from typing import Any
 
 from api.cri import api_pb2 as cri
 from criserver.runtime import Runtime
@@ -45,10 +48,44 @@ async def status(runtime: Runtime, request: cri.StatusRequest) -> cri.StatusResp
             for name in ("", runtime.config.default_runtime)
         ],
         features=cri.RuntimeFeatures(
-            supplemental_groups_policy=True, user_namespaces_host_network=True
+            supplemental_groups_policy=True, user_namespaces_host_network=True, mount_options=True
         ),
-        info={"config": json.dumps(runtime.config.as_json())} if request.verbose else {},
+        info=_info(runtime, network) if request.verbose else {},
     )
+
+
+def _info(runtime: Runtime, network: cri.RuntimeCondition) -> dict[str, str]:
+    """Return what a person wants to know of the daemon: JSON objects by topic."""
+    host, cgroups = runtime.host, runtime.cgroups
+    topics: dict[str, Any] = {
+        "config": runtime.config.as_json(),
+        "version": {
+            "criserver": VERSION,
+            "python": platform.python_version(),
+            "kernel": os.uname().release,
+            "machine": host.machine,
+        },
+        "network": {
+            "provider": runtime.network.provider(),
+            "ready": network.status,
+            "reason": network.reason,
+            "message": network.message,
+        },
+        "host": {
+            "cgroupVersion": cgroups.version,
+            "cgroupControllers": sorted(cgroups.controllers),
+            "swapAccounting": host.swap,
+            "selinux": host.selinux,
+            "apparmor": bool(host.apparmor_profile),
+            "capabilities": list(host.capabilities),
+        },
+        "objects": {
+            "podSandboxes": len(runtime.sandboxes.mirror.made()),
+            "containers": len(runtime.containers.mirror.made()),
+            "operations": runtime.operations.under_way(),
+        },
+    }
+    return {name: json.dumps(topic) for name, topic in topics.items()}
 
 
 async def runtime_config(

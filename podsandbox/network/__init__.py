@@ -161,6 +161,10 @@ class SelectedNetwork:
         await self._cni.discard(sandbox_id)
         await self._builtin.discard(sandbox_id)
 
+    def provider(self) -> str:
+        """Return the name of the provider that the next pod would get."""
+        return self._current()[0]
+
     async def status(self) -> NetworkStatus:
         """Return the status of the provider that the next pod would get."""
         return await self._current()[1].status()

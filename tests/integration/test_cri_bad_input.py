@@ -87,12 +87,18 @@ CONTAINERS: list[tuple[str, str, dict[str, Any], str]] = [
         "container_path",
     ),
     (
-        "image volume",
-        "UNIMPLEMENTED",
+        "writable image volume",
+        "INVALID_ARGUMENT",
         {"mounts": [cri.Mount(container_path="/a", image=cri.ImageSpec(image="b"))]},
         "ImageVolumeMountFailed",
     ),
-    ("CDI", "UNIMPLEMENTED", {"CDI_devices": [cri.CDIDevice(name="v/c=d")]}, "CDI"),
+    (
+        "CDI device that is not there",
+        "FAILED_PRECONDITION",
+        {"CDI_devices": [cri.CDIDevice(name="vendor.test/class=none")]},
+        "vendor.test/class=none",
+    ),
+    ("malformed CDI device", "INVALID_ARGUMENT", {"CDI_devices": [cri.CDIDevice(name="x")]}, "CDI"),
     ("unknown user", "INVALID_ARGUMENT", {"linux": security(run_as_username="joe")}, "joe"),
     (
         "uid out of range",
