@@ -18,6 +18,7 @@ from imageservice.layers import Layers, WantedLayer
 from imageservice.manifest import Descriptor, ImageConfig, Manifest
 from imageservice.reference import Reference
 from imageservice.registry import BrokenTransferError, Fetched, RegistryClient, Repository
+from imageservice.signatures import SignatureCheck
 from imageservice.store import Image, ImageStore
 from imageservice.syncing import Syncer
 
@@ -154,8 +155,15 @@ class Assembler:
 class PullEngine:
     """Pulls images; the same pull asked for twice at a time is done once."""
 
-    def __init__(self, client: RegistryClient, content: ContentStore, assembler: Assembler) -> None:
+    def __init__(
+        self,
+        client: RegistryClient,
+        content: ContentStore,
+        assembler: Assembler,
+        signatures: SignatureCheck,
+    ) -> None:
         self._client = client
+        self._signatures = signatures
         self._content = content
         self._assembler = assembler
         self._flights = Flights()
@@ -171,6 +179,9 @@ class PullEngine:
     async def _pull(self, reference: Reference, credentials: Credentials) -> Image:
         repository = self._client.repository(reference, credentials)
         documents, manifest = await self._resolve(repository, str(reference))
+        ends = (documents[0], documents[-1])
+        digests = [document.descriptor.digest for document in ends]
+        await self._signatures.check(reference, credentials, digests)
         config = await self._config(repository, manifest.config, str(reference))
         parts = Parts(
             str(reference),
