@@ -100,12 +100,12 @@ def test_without_rules_everything_is_accepted(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_policy_lets_nothing_in(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ImagePullError, match="^SignatureValidationFailed: the policy "):
+    with pytest.raises(ImagePullError, match=r"^SignatureValidationFailed: the policy "):
         read(policy(tmp_path, text))
 
 
 def test_an_absent_policy_lets_nothing_in(tmp_path: Path) -> None:
-    with pytest.raises(ImagePullError, match="^SignatureValidationFailed: .* cannot be read"):
+    with pytest.raises(ImagePullError, match=r"^SignatureValidationFailed: .* cannot be read"):
         read(tmp_path / "absent")
 
 
