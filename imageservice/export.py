@@ -48,7 +48,7 @@ class Exporter:
 
         Raises FailedPreconditionError before the first byte when a blob is not on disk.
         """
-        exported = [await asyncio.to_thread(self._exported, image, name) for image, name in wanted]
+        exported = [self._exported(image, name) for image, name in wanted]
         blobs = {
             blob.digest: blob
             for each in exported

@@ -44,17 +44,23 @@ class LayerCheck:
     def __init__(self) -> None:
         self._suspects: dict[bytes, str] = {}
         self._seen: set[bytes] = {b""}
+        self._covering: set[bytes] = set()  # seen, and no directories
 
     def compare(self, entry: Entry, reader: TarReader) -> None:
         """Compare one entry, whose data `reader` gives."""
         path = clean_path(entry.name)
         parent, _, base = path.rpartition(b"/")
-        self._see_parents(parent)
         if base.startswith(WHITEOUT):
-            self._whiteout(parent, base)
+            if not self._is_covered(parent):
+                self._see_parents(parent)
+                self._whiteout(parent, base)
             return
+        self._see_parents(parent)
         if entry.kind != tar.DIRECTORY:
             self._forget_below(path)
+            self._covering.add(path)
+        else:
+            self._covering.discard(path)
         self._seen.add(path)
         found = self._difference(path or b".", entry, reader)
         if found:
@@ -66,6 +72,12 @@ class LayerCheck:
         while path not in self._seen:
             self._seen.add(path)
             path = path.rpartition(b"/")[0]
+
+    def _is_covered(self, path: bytes) -> bool:
+        """Tell whether `path`, or what it is below, is no directory of this layer."""
+        while path and path not in self._covering:
+            path = path.rpartition(b"/")[0]
+        return bool(path)
 
     def _forget_below(self, path: bytes) -> None:
         """Drop what was a directory's before this entry took its place; rare."""

@@ -39,6 +39,10 @@ _SMALL = 128 * 1024
 _SPECIAL_BITS = 0o7000
 
 
+class CoveredError(TarError):
+    """An entry is below something that this layer has made, and that is no directory."""
+
+
 class LayerTree:
     """Applies entries to the directory `root`, an fd that stays the caller's.
 
@@ -63,10 +67,10 @@ class LayerTree:
         if not base:
             self._apply_root(entry)
             return
-        dirfd = self._parent(parent)
         if base.startswith(WHITEOUT):
-            self._whiteout(dirfd, parent, base)
+            self._whiteout(parent, base)
             return
+        dirfd = self._parent(parent)
         kind = entry.kind
         if kind == tar.REGULAR or kind == tar.GNU_SPARSE:
             self._file(dirfd, path, base, entry, reader)
@@ -102,7 +106,7 @@ class LayerTree:
         try:
             self._mkdir(dirfd, path, base, 0o755)
         except FileExistsError:
-            raise TarError(f"{path!r} is not a directory, but entries are below it") from None
+            raise CoveredError(f"{path!r} is not a directory, but entries are below it") from None
         self._dirs[path] = None
 
     def _mkdir(self, dirfd: int, path: bytes, base: bytes, mode: int) -> None:
@@ -256,7 +260,12 @@ class LayerTree:
 
     # -- whiteouts ----------------------------------------------------------------------------
 
-    def _whiteout(self, dirfd: int, parent: bytes, base: bytes) -> None:
+    def _whiteout(self, parent: bytes, base: bytes) -> None:
+        try:
+            dirfd = self._parent(parent)
+        except CoveredError:
+            # umoci lists what went with a directory that is now a link: that hides all of it.
+            return
         if base == OPAQUE_MARKER:
             os.setxattr(dirfd, OPAQUE_XATTR, b"y")
             return

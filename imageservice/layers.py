@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from api.errors import CRIError, ImagePullError, InternalError, UnavailableError
+from imageservice import artifact
+from imageservice.artifact import File
 from imageservice.content import ContentStore, Ingest, Tap
 from imageservice.errors import BadContentError, registry_unavailable
 from imageservice.flights import Flights, Seat
@@ -175,6 +177,40 @@ class Layers:
             await self._keep_blob(wanted, source)
             await self._check_again(wanted)
 
+    async def ensure_files(
+        self, image: str, chain_id: str, files: Sequence[File], source: BlobSource | None
+    ) -> None:
+        """Make the directory of an artifact's files unless it is there. Raises CRIError."""
+        wanted = [WantedLayer(image, chain_id, "", chain_id, file.blob) for file in files]
+        while True:
+            await asyncio.gather(*(self._file(each, source) for each in wanted))
+            if not self._store.has_layer(chain_id):
+                work = functools.partial(self._make_files, chain_id, files)
+                await self._flights.enter(("layer", chain_id), work).result()
+            layer = self._known(chain_id)
+            differences = await self.compare(layer, "")
+            if not differences:
+                return
+            self._store.health.mark(chain_id, differences[0])
+
+    async def _file(self, wanted: WantedLayer, source: BlobSource | None) -> None:
+        async with self._slots:
+            await self._keep_blob(wanted, source)
+
+    async def _make_files(self, chain_id: str, files: Sequence[File]) -> None:
+        number, path = self._new_directory()
+        try:
+            blobs = [self._content.path(file.blob.digest) for file in files]
+            size, inodes = await asyncio.to_thread(artifact.link_files, files, blobs, path)
+            await self._syncer.cover(self._syncer.ticket())
+            layer = Layer(chain_id, "", chain_id, number, size, inodes)
+            self._store.commit_layer(layer, *(file.blob for file in files))
+        except OSError as err:
+            raise ImagePullError(f"cannot store the files of {chain_id}: {err}") from err
+        finally:
+            if not self._store.has_layer(chain_id):
+                await asyncio.shield(asyncio.to_thread(_remove_all, [path.parent]))
+
     async def _keep_blob(self, wanted: WantedLayer, source: BlobSource | None) -> None:
         """Fetch the blob of a layer that is there: it came as another, or was damaged since."""
         digest = wanted.blob.digest
@@ -207,6 +243,9 @@ class Layers:
 
         Raises UnavailableError when the spawner is away.
         """
+        if artifact.is_files(layer.chain_id):
+            blobs = self._content.path("")
+            return await asyncio.to_thread(artifact.damage_of, self.path(layer.number), blobs)
         fds: list[int] = []
         try:
             fds.append(os.open(self._content.path(digest), os.O_RDONLY))
@@ -227,12 +266,17 @@ class Layers:
             return [f"its blob unpacks to {answer['diff_id']}, not {layer.diff_id}"]
         return list(answer["findings"])
 
-    async def _make(self, wanted: WantedLayer, source: BlobSource | None) -> None:
+    def _new_directory(self) -> tuple[int, Path]:
+        """Make the empty directory of a new layer; returns its number too."""
         number = self._next
         self._next += 1
         path = self.path(number)
         path.mkdir(mode=0o755, parents=True)
         path.chmod(0o755)
+        return number, path
+
+    async def _make(self, wanted: WantedLayer, source: BlobSource | None) -> None:
+        number, path = self._new_directory()
         try:
             async with self._slots:
                 answer, listing = await self._unpack(wanted, source, path)

@@ -6,9 +6,12 @@ import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from api.errors import ImagePullError
+from imageservice import artifact
 from imageservice import manifest as m
+from imageservice.artifact import File
 from imageservice.auth import Credentials
 from imageservice.collector import Collector
 from imageservice.content import ContentStore
@@ -18,6 +21,7 @@ from imageservice.layers import Layers, WantedLayer
 from imageservice.manifest import Descriptor, ImageConfig, Manifest
 from imageservice.reference import Reference
 from imageservice.registry import BrokenTransferError, Fetched, RegistryClient, Repository
+from imageservice.signatures import SignatureCheck
 from imageservice.store import Image, ImageStore
 from imageservice.syncing import Syncer
 
@@ -41,10 +45,13 @@ class Parts:
     manifest_size: int
     config: ImageConfig
     documents: tuple[Document, ...]
+    files: tuple[File, ...] | None = None  # of an artifact
 
     @property
     def image_id(self) -> str:
-        """The digest of the configuration."""
+        """The digest of the configuration; of an artifact, whose is often empty, the manifest's."""
+        if self.files is not None:
+            return self.documents[-2].descriptor.digest
         return self.manifest.config.digest
 
     @property
@@ -64,6 +71,22 @@ class Parts:
         below = ("", *chain)
         stacked = zip(chain, below, self.config.diff_ids, self.manifest.layers, strict=False)
         return [WantedLayer(self.name, *layer) for layer in stacked]
+
+
+def make_parts(
+    name: str, documents: Sequence[Document], parsed: dict[str, Any], config: bytes
+) -> Parts:
+    """Put an image or an artifact together; `parsed` is the last of `documents`, its manifest.
+
+    Raises BadContentError.
+    """
+    manifest = m.parse_manifest(parsed, name)
+    kept = (*documents, Document(manifest.config, config))
+    size = documents[-1].descriptor.size
+    if artifact.is_artifact(parsed):
+        files = artifact.files_of(parsed, name)
+        return Parts(name, manifest, size, artifact.config_of(parsed, files), kept, files)
+    return Parts(name, manifest, size, m.parse_config(config, len(manifest.layers), name), kept)
 
 
 class Assembler:
@@ -139,10 +162,13 @@ class Assembler:
         return self._syncer.ticket()
 
     async def _make_layers(self, parts: Parts, source: Repository | None) -> None:
-        tasks = [
-            asyncio.create_task(self._layers.ensure(layer, source))
-            for layer in parts.wanted_layers()
-        ]
+        if parts.files is not None:
+            works = [
+                self._layers.ensure_files(parts.name, parts.config.diff_ids[0], parts.files, source)
+            ]
+        else:
+            works = [self._layers.ensure(layer, source) for layer in parts.wanted_layers()]
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -154,8 +180,15 @@ class Assembler:
 class PullEngine:
     """Pulls images; the same pull asked for twice at a time is done once."""
 
-    def __init__(self, client: RegistryClient, content: ContentStore, assembler: Assembler) -> None:
+    def __init__(
+        self,
+        client: RegistryClient,
+        content: ContentStore,
+        assembler: Assembler,
+        signatures: SignatureCheck,
+    ) -> None:
         self._client = client
+        self._signatures = signatures
         self._content = content
         self._assembler = assembler
         self._flights = Flights()
@@ -171,14 +204,12 @@ class PullEngine:
     async def _pull(self, reference: Reference, credentials: Credentials) -> Image:
         repository = self._client.repository(reference, credentials)
         documents, manifest = await self._resolve(repository, str(reference))
+        ends = (documents[0], documents[-1])
+        digests = [document.descriptor.digest for document in ends]
+        await self._signatures.check(reference, credentials, digests)
         config = await self._config(repository, manifest.config, str(reference))
-        parts = Parts(
-            str(reference),
-            manifest,
-            documents[-1].descriptor.size,
-            m.parse_config(config, len(manifest.layers), str(reference)),
-            (*documents, Document(manifest.config, config)),
-        )
+        parsed = m.parse_document(documents[-1].body, str(reference))
+        parts = make_parts(str(reference), documents, parsed, config)
         target = documents[0].descriptor.digest
         names = {str(name): target for name in (reference, reference.with_digest(target))}
         return await self._assembler.assemble(parts, names, repository)

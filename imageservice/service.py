@@ -24,6 +24,7 @@ from imageservice.pinning import Pins
 from imageservice.pull import Assembler, PullEngine
 from imageservice.registry import RegistryClient
 from imageservice.settings import ImageSettings
+from imageservice.signatures import SignatureCheck
 from imageservice.snapshots import FILES_WORKER, Snapshots, Usage, UserDatabase
 from imageservice.store import ORPHAN_SECONDS, Image, ImageStore
 from imageservice.syncing import Syncer
@@ -66,7 +67,8 @@ class ImageService:
         self._collector = Collector(self._content, self._layers)
         assembler = Assembler(self._store, self._content, self._layers, syncer, self._collector)
         self._client = RegistryClient(registries)
-        self._pulls = PullEngine(self._client, self._content, assembler)
+        signatures = SignatureCheck(self._client, settings.signature_policy)
+        self._pulls = PullEngine(self._client, self._content, assembler, signatures)
         self._importer = ArchiveImporter(self._content, assembler)
         self._snapshots = Snapshots(
             root,

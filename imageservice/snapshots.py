@@ -16,7 +16,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from api.errors import InternalError, InvalidArgumentError
+from api.errors import FailedPreconditionError, InternalError, InvalidArgumentError
 from imageservice.collector import Collector
 from imageservice.files_worker import MAX_FILE
 from imageservice.layers import Layers
@@ -86,6 +86,11 @@ class Snapshots:
         Raises InternalError when one of the image's layers is missing.
         """
         path = self._path(container_id)
+        if image.is_artifact:
+            raise FailedPreconditionError(
+                f"{image.id} is an artifact ({image.config['artifactType']}), which can be mounted "
+                "as an image volume but not run"
+            )
         lowerdirs = self._layers.lowerdirs(image.layers)
         self._store.add_snapshot(container_id, image)  # from here on the layers stay
         if path.exists():

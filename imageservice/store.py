@@ -74,6 +74,11 @@ class Image:
     pinned: bool = False
 
     @property
+    def is_artifact(self) -> bool:
+        """Tell whether its layer is files, and nothing in it can be run."""
+        return "artifactType" in self.config
+
+    @property
     def chain_id(self) -> str:
         """The chain id of the topmost layer, "" for an image without layers."""
         return self.layers[-1] if self.layers else ""
@@ -266,8 +271,8 @@ class ImageStore:
             self._pins.subtract(held)
             self._pins = +self._pins
 
-    def commit_layer(self, layer: Layer, blob: Descriptor) -> None:
-        """Add a layer that is complete and synced, with the blob that it came from."""
+    def commit_layer(self, layer: Layer, *blobs: Descriptor) -> None:
+        """Add a layer that is complete and synced, with the blobs that it came from."""
         now = int(time.time())
         with self._database:
             self.health.retire(layer.chain_id)
@@ -283,8 +288,8 @@ class ImageStore:
                     now,
                 ),
             )
-            self._add_blobs([blob], now)
-            self.health.link([(layer.chain_id, blob.digest)])
+            self._add_blobs(blobs, now)
+            self.health.link((layer.chain_id, blob.digest) for blob in blobs)
         self.health.damaged.pop(layer.chain_id, None)
 
     def _add_blobs(self, blobs: Sequence[Descriptor], now: int) -> None:
@@ -318,9 +323,10 @@ class ImageStore:
                 "INSERT OR IGNORE INTO image_blobs VALUES (?, ?)",
                 [(image_id, blob.digest) for blob in blobs],
             )
-            # The last blobs are the layers', the base first, as many as there are chain ids.
-            layers = blobs[len(blobs) - len(chain) :]
-            self.health.link(zip(chain, (blob.digest for blob in layers), strict=True))
+            if not config.is_artifact:
+                # The last blobs are the layers', the base first, as many as there are chain ids.
+                layers = blobs[len(blobs) - len(chain) :]
+                self.health.link(zip(chain, (blob.digest for blob in layers), strict=True))
             self._write_names(image_id, names)
         self._images.setdefault(image_id, Image(image_id, config.raw, chain, size))
         return self._take_names(image_id, names)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from imageservice.artifact import is_files
 from imageservice.collector import Collector
 from imageservice.content import ContentStore
 from imageservice.layers import GONE, Layers
@@ -116,10 +117,10 @@ class Verifier:
         blobs = self._store.health.blobs_of(layer.chain_id)
         if not self._layers.path(layer.number).exists():
             damages: list[str] = [GONE]
-        elif not blobs:
+        elif not blobs and not is_files(layer.chain_id):
             return Finding(LAYER, layer.chain_id, images, note=UNCHECKED)
         else:
-            damages = await self._layers.compare(layer, blobs[0])
+            damages = await self._layers.compare(layer, next(iter(blobs), ""))
         if self._store.layer(layer.chain_id) != layer:
             return None  # it was removed, or made anew, meanwhile
         if damages:

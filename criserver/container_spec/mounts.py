@@ -175,9 +175,8 @@ def _image_mount(given: ContainerSpecInput, index: int, destination: str) -> Mou
     mount = given.config.mounts[index]
     options = [f"lowerdir+={lower}" for lower in given.image_mounts[index]]
     options += ["ro", "nodev", "nosuid", *_extra_options(f"config.mounts[{index}]", mount)]
-    return _mount(destination, "overlay", "image", *options) | _mappings(
-        mount.uidMappings, mount.gidMappings
-    )
+    # Mappings can be the container's own only, which the executor gives to the layers by itself.
+    return _mount(destination, "overlay", "image", *options)
 
 
 def _access(given: ContainerSpecInput, field: str, mount: api_pb2.Mount) -> str:

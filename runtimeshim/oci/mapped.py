@@ -51,6 +51,11 @@ def prepare(
         layers = idmapped_layers(overlay, path, user_namespace)
         bundle_root = rootfs.open_overlay(layers)
     mounting.open_binds(mounts, around)
+    mounting.open_overlays(
+        mounts,
+        around,
+        lambda layer, name: _attach_mapped(layer, f"{path}/{name}", user_namespace),
+    )
     nodes = None
     if not mounting.is_bind(mounts, "/dev"):
         nodes = devices.make_ahead(path, linux)

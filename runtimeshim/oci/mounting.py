@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from runtimeshim.linux import mounts as m
@@ -71,6 +71,8 @@ def _mount_one(root: int, mount: Mount, number: int, around: Surroundings) -> No
         if source is None:
             source = open_bind(mount, options, around.idmaps.get(number))
         _place_bind(root, mount["destination"], source)
+    elif number in around.opened:
+        _place_bind(root, mount["destination"], around.opened.pop(number))
     elif fstype == "cgroup":
         _mount_cgroups(root, mount["destination"], options, around)
     else:
@@ -86,6 +88,32 @@ def open_binds(mounts: Sequence[Mount], around: Surroundings) -> None:
                 around.opened[number] = open_bind(mount, options, around.idmaps.get(number))
             except OSError as err:
                 raise _named(err, number, mount) from err
+
+
+def open_overlays(
+    mounts: Sequence[Mount], around: Surroundings, mapped: Callable[[str, str], str]
+) -> None:
+    """Make overlays now whose layers the container could not reach later.
+
+    `mapped` takes a layer's directory and a name, and returns where an id-mapped view of it is.
+    """
+    for number, mount in enumerate(mounts):
+        if mount.get("type") != "overlay":
+            continue
+        options = _parsed(mount, number)
+        try:
+            data = [
+                (key, mapped(value, f"mount-{number}-{place}"))
+                if key == "lowerdir+" and value
+                else (key, value)
+                for place, (key, value) in enumerate(options.data)
+            ]
+            source = mount.get("source") or "overlay"
+            around.opened[number] = m.new_mount(
+                "overlay", [("source", source), *data], options.set_
+            )
+        except OSError as err:
+            raise _named(err, number, mount) from err
 
 
 def open_bind(mount: Mount, options: mount_options.MountOptions, user_namespace: int | None) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from api.cri import api_pb2 as cri
 from imageservice.hosts import RegistryConfig
 from imageservice.service import WORKERS, ImageService
+from imageservice.settings import ImageSettings
 from imageservice.store import Image
 from runtimeshim.client import Spawner
 from tests.integration import harness, images
@@ -21,7 +22,10 @@ from tests.integration.registry import Registry
 class Images:
     """A service with what tests look at besides."""
 
-    def __init__(self, directory: Path, spawner: Spawner) -> None:
+    def __init__(
+        self, directory: Path, spawner: Spawner, settings: ImageSettings | None = None
+    ) -> None:
+        self.settings = settings
         self.root = directory / "root"
         self.certs_dir = directory / "certs.d"
         self.certs_dir.mkdir(exist_ok=True)
@@ -34,7 +38,7 @@ class Images:
         self.database = sqlite3.connect(self.root / "criserver.db", isolation_level="IMMEDIATE")
         self.database.execute("PRAGMA journal_mode=WAL")
         config = RegistryConfig(certs_dir=self.certs_dir, stall_timeout=5.0)
-        self.service = ImageService(self.root, self.database, self.spawner, config)
+        self.service = ImageService(self.root, self.database, self.spawner, config, self.settings)
 
     async def close(self) -> None:
         await self.service.close()
@@ -79,7 +83,10 @@ class Images:
         for top in ("content/blobs/sha256", "content/ingest", "layers", "containers"):
             found += [f"{top}/{path.name}" for path in sorted((self.root / top).iterdir())]
         found.remove("layers/empty")
-        rows = ("images", "image_names", "image_blobs", "layers", "blobs", "snapshots")
+        rows = (
+            "images", "image_names", "image_blobs", "layers", "blobs", "snapshots", "views",
+            "layer_blobs", "damaged_layers", "retired_layers",
+        )  # fmt: skip
         for table in rows:
             count = self.database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
             found += [f"{table}: {count}"] if count else []
@@ -87,13 +94,15 @@ class Images:
 
 
 @asynccontextmanager
-async def running_images(directory: Path) -> AsyncIterator[Images]:
+async def running_images(
+    directory: Path, settings: ImageSettings | None = None
+) -> AsyncIterator[Images]:
     """Run a spawner in a private run directory; both end with the block."""
     run_dir = directory / "run"
     run_dir.mkdir(mode=0o700)
     spawner = await Spawner.connect(run_dir, WORKERS)
     try:
-        images = Images(directory, spawner)
+        images = Images(directory, spawner, settings)
         try:
             yield images
         finally:

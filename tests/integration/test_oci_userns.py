@@ -125,6 +125,31 @@ async def test_a_bind_from_a_directory_closed_to_it_is_mapped(rt: harness.Runtim
     assert os.stat(volume / "new").st_uid == 0
 
 
+async def test_an_overlay_of_closed_layers_keeps_their_owners(rt: harness.Runtime) -> None:
+    """An image volume: layers below a directory of 0700, seen read-only."""
+    layers = rt.directory / "layers"
+    for name in ("top", "base"):
+        (layers / name).mkdir(parents=True)
+        (layers / name / name).write_text(f"{name}\n")
+        os.chown(layers / name / name, 33, 44)
+    layers.chmod(0o700)
+    spec = in_user_namespace(rt.spec([
+        "sh", "-c", "cat /volume/*; stat -c %u:%g /volume/top /volume/base; touch /volume/x || true"
+    ]))  # fmt: skip
+    spec["mounts"].append(
+        {
+            "destination": "/volume",
+            "type": "overlay",
+            "source": "image",
+            "options": [f"lowerdir+={layers}/top", f"lowerdir+={layers}/base", "ro", "nodev"],
+        }
+    )
+    record, output = await rt.run(spec)
+    assert record.exit_code == 0, output
+    assert output.splitlines()[:4] == ["base", "top", "33:44", "33:44"]
+    assert "Read-only" in output
+
+
 async def test_ridmap_reaches_the_mounts_below(rt: harness.Runtime) -> None:
     volume = rt.directory / "volume"
     (volume / "below").mkdir(parents=True)
