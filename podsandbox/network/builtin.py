@@ -134,17 +134,21 @@ class BuiltinNetwork:
         if self._leases.holders():
             await self._ensure()
 
-    async def reset(self) -> bool:
+    def holders(self) -> set[str]:
+        """Return the ids of the sandboxes that hold an address or a host port."""
+        return self._leases.holders()
+
+    async def reset(self) -> str:
         """Remove bridge, ports, rules and leases without a trace. Pods lose their network.
 
-        Returns whether there was anything.
+        Returns the bridge's name, "" when there was none.
         """
         record = self._leases.network(_NAME)
         if record is None:
-            return False
+            return ""
         await self._run(lambda: self._kernel.reset(record))
         self._leases.forget(_NAME)
-        return True
+        return record.bridge
 
     async def close(self) -> None:
         """Close sockets and the thread; pods keep their network."""

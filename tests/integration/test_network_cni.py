@@ -537,3 +537,119 @@ async def test_every_capability_reaches_the_plugin_that_declares_it(world: World
         "cgroupPath": world.runtime(pod).cgroup_parent,
         annotations: {"kubernetes.io/egress-bandwidth": "2k", "a": "b"},
     }
+
+
+# Debian's other plugins, chained.
+
+
+def bridge_plugin(world: World, **more: Any) -> dict[str, Any]:
+    """Debian's bridge with host-local, over both IP families."""
+    return {
+        "type": "bridge",
+        "bridge": f"{world.bridge}c",
+        "isGateway": True,
+        "ipMasq": True,
+        "hairpinMode": True,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": world.cni_subnet}], [{"subnet": world.cni_subnet6}]],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+            "dataDir": str(world.home / "host-local"),
+        },
+    } | more
+
+
+async def stop_all(world: World) -> None:
+    for pod in list(world.made):
+        await world.stop(pod)
+    run("ip", "link", "delete", f"{world.bridge}c")
+
+
+async def test_dual_stack_with_portmap_firewall_and_tuning(world: World) -> None:
+    tuning = {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400}
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    firewall = {"type": "firewall", "backend": "iptables"}
+    configure(world, [bridge_plugin(world), portmap, firewall, tuning])
+    port, udp_port = free_port(), free_port(socket.SOCK_DGRAM)
+    mappings = [
+        cri.PortMapping(protocol=cri.TCP, container_port=80, host_port=port),
+        cri.PortMapping(protocol=cri.UDP, container_port=53, host_port=udp_port),
+    ]
+    before = snapshot()
+    pod = await world.create(pod_config(port_mappings=mappings))
+    other = await world.create()
+    netns, neighbour = world.netns(pod), world.netns(other)
+    assert [":" in ip for ip in world.runtime(pod).ips] == [False, True]
+    for ip, peer in zip(world.runtime(pod).ips, world.runtime(other).ips, strict=True):
+        assert tcp(netns, 80, neighbour, (ip, 80)) == peer
+        assert udp(netns, 53, neighbour, (ip, 53)) == peer
+        assert tcp(netns, 80, HOST, (ip, 80))
+    with other_machine() as far:
+        for here, there in ((far.host_ip, far.ip), (far.host_ip6, far.ip6)):
+            assert tcp(netns, 80, far.netns, (here, port)) == there
+            assert udp(netns, 53, far.netns, (here, udp_port)) == there
+            assert tcp(far.netns, 80, netns, (there, 80)) == here
+    assert inside(netns, lambda: Path("/proc/sys/net/core/somaxconn").read_text()) == "500\n"
+    assert "mtu 1400" in inside(netns, lambda: run("ip", "link", "show", "eth0"))
+    await stop_all(world)
+    for one in (pod, other):
+        await world.remove(one)
+    assert not list((world.home / "host-local").glob("*/1*"))
+    world.assert_nothing_left(before)
+
+
+async def test_the_bandwidth_plugin_shapes_by_the_annotations(world: World) -> None:
+    bandwidth = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
+    configure(world, [bridge_plugin(world), bandwidth])
+    annotations = {"kubernetes.io/ingress-bandwidth": "8M"}
+    await world.create(pod_config(annotations=annotations))
+    assert "rate 8Mbit" in run("tc", "qdisc", "show")
+    await stop_all(world)
+
+
+async def test_macvlan_pods_reach_each_other(world: World) -> None:
+    """Their master is a link of the test's: no pod gets onto the machine's own network."""
+    master = f"{world.bridge}m"
+    run("ip", "link", "add", master, "type", "veth", "peer", "name", f"{world.bridge}p")
+    try:
+        for name in (master, f"{world.bridge}p"):
+            run("ip", "link", "set", name, "up")
+        ipam = {
+            "type": "host-local",
+            "ranges": [[{"subnet": world.cni_subnet}]],
+            "dataDir": str(world.home / "host-local"),
+        }
+        configure(world, [{"type": "macvlan", "master": master, "mode": "bridge", "ipam": ipam}])
+        first, second = await world.create(), await world.create()
+        reached = (world.ip(second), 80)
+        assert tcp(world.netns(second), 80, world.netns(first), reached) == world.ip(first)
+        for pod in (first, second):
+            await world.stop(pod)
+        assert not list((world.home / "host-local").glob("*/10.*"))
+    finally:
+        run("ip", "link", "delete", master)
+
+
+async def test_the_plugins_check_finds_a_pod_that_has_lost_its_address(world: World) -> None:
+    configure(world, [bridge_plugin(world)])
+    pod = await world.create()
+    await world.restart()
+    await world.sandboxes.reconcile([pod])
+    await looked_after(world)
+    assert world.network.problem(pod) == ""
+    inside(world.netns(pod), lambda: run("ip", "address", "flush", "dev", "eth0"))
+    await world.restart()
+    await world.sandboxes.reconcile([pod])
+    await looked_after(world)
+    assert "plugin bridge CHECK" in world.network.problem(pod)
+    await stop_all(world)
+
+
+async def test_the_kubelets_pod_cidr_becomes_host_locals_range(world: World) -> None:
+    plugin = bridge_plugin(world, capabilities={"ipRanges": True})
+    subnet = plugin["ipam"].pop("ranges")[0][0]["subnet"]
+    configure(world, [plugin])
+    world.network.pod_cidrs.set(subnet)
+    pod = await world.create()
+    assert world.ip(pod).rpartition(".")[0] == subnet.rpartition(".")[0]
+    await stop_all(world)
