@@ -26,6 +26,15 @@ def write_bundle(bundle: Path, spec: Mapping[str, Any]) -> None:
         file.write(json.dumps(spec, separators=(",", ":")).encode())
 
 
+def replace_spec(bundle: Path, spec: Mapping[str, Any]) -> None:
+    """Replace the spec as a whole: a reader finds the old one or the new one. Raises OSError."""
+    written = bundle / f"{FILE_NAME}.new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with os.fdopen(os.open(written, flags, 0o600), "wb") as file:
+        file.write(json.dumps(spec, separators=(",", ":")).encode())
+    written.rename(bundle / FILE_NAME)
+
+
 def read_spec(bundle: Path) -> dict[str, Any] | None:
     """Return the spec; None when the bundle has gone (a reboot, a removal)."""
     try:

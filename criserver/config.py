@@ -19,6 +19,7 @@ from typing import Any
 
 from criserver import config_schema
 from criserver.config_schema import ConfigError, setting, table
+from imageservice import pinning
 
 DEFAULT_CONFIG = Path("/etc/criserver/config.toml")
 
@@ -35,6 +36,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "ContainersConfig",
+    "ImagesConfig",
     "NetworkConfig",
     "RegistriesConfig",
     "load",
@@ -75,9 +77,10 @@ def _is_positive(number: float) -> bool:
 class NetworkConfig:
     """How pods get their network."""
 
-    cni_conf_dir: Path = setting(
-        Path("/etc/cni/net.d"),
-        "CNI network configurations. While there is none, the built-in bridge network is used.",
+    cni_conf_dirs: tuple[Path, ...] = setting(
+        (Path("/etc/cni/net.d"),),
+        "CNI network configurations: the first usable file counts, by directory and then by name.\n"
+        "While there is no file, the built-in bridge network is used.",
     )
     cni_bin_dirs: tuple[Path, ...] = setting(
         (Path("/opt/cni/bin"), Path("/usr/lib/cni")), "Where CNI plugins are looked for, in order."
@@ -111,6 +114,11 @@ class ContainersConfig:
         "0 or more",
         lambda limit: limit >= 0,
     )
+    cdi_spec_dirs: tuple[Path, ...] = setting(
+        (Path("/etc/cdi"), Path("/var/run/cdi")),
+        "Where the Container Device Interface's specs are; a later directory goes before an\n"
+        "earlier one.",
+    )
     exec_drain_seconds: float = setting(
         2.0,
         "How long ExecSync reads on after its command has exited while a child of the command\n"
@@ -136,6 +144,32 @@ class RegistriesConfig:
         "How long a registry may send nothing before the connection counts as broken.",
         "more than 0",
         _is_positive,
+    )
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """What is kept, and what may be pulled."""
+
+    pinned_images: tuple[str, ...] = setting(
+        (),
+        "Images that the kubelet and `criserver image gc` never remove: a name with its tag or\n"
+        "digest, a beginning followed by '*', or a part between two '*'.",
+        "names, each with at most a '*' at its end, or at both ends",
+        pinning.is_patterns,
+    )
+    signature_policy: str = setting(
+        "",
+        "A TOML file that says which repositories' images must be signed (see docs/images.md);\n"
+        "empty: none. It is read anew for each pull.",
+        "an absolute path, or empty",
+        lambda path: path == "" or (path.startswith("/") and "\0" not in path),
+    )
+    volatile_rootfs: bool = setting(
+        False,
+        "Mount containers' root filesystems with overlayfs' `volatile`: no sync reaches the disk,\n"
+        "so removing a container never waits for it. What a container wrote to its root is void\n"
+        "after a crash of the machine, as its container is.",
     )
 
 
@@ -175,6 +209,7 @@ class Config:
     network: NetworkConfig = table(NetworkConfig)
     containers: ContainersConfig = table(ContainersConfig)
     registries: RegistriesConfig = table(RegistriesConfig)
+    images: ImagesConfig = table(ImagesConfig)
 
     @property
     def listen_path(self) -> Path:
@@ -207,7 +242,7 @@ FLAGS = {  # flag -> setting
     "--root": "root",
     "--run-dir": "run_dir",
     "--certs-dir": "registries.certs_dir",
-    "--cni-conf-dir": "network.cni_conf_dir",
+    "--cni-conf-dir": "network.cni_conf_dirs",
     "--cni-bin-dir": "network.cni_bin_dirs",
     "--log-level": "log_level",
 }
@@ -217,7 +252,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--config` and the flags that override settings."""
     parser.add_argument("--config", type=Path, help=f"TOML file (default {DEFAULT_CONFIG})")
     for flag, key in FLAGS.items():
-        repeatable = flag == "--cni-bin-dir"
+        repeatable = flag in ("--cni-conf-dir", "--cni-bin-dir")
         parser.add_argument(
             flag,
             dest=key,

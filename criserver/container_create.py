@@ -23,10 +23,9 @@ from api.errors import (
     InternalError,
     InvalidArgumentError,
     UnavailableError,
-    UnimplementedError,
 )
 from api.stages import RECORDER, stage
-from criserver import host_devices, signals
+from criserver import cdi, host_devices, image_volumes, signals
 from criserver.bundle import remove_bundle, write_bundle
 from criserver.container_spec import ContainerSpecInput, container_spec, localhost_profile
 from criserver.made_once import join_or_claim
@@ -37,6 +36,7 @@ from criserver.users import ResolvedUser, resolve_user
 from imageservice.store import Image
 from podsandbox.lifecycle import SandboxRuntime
 from runtimeshim.client import CreateError, Rootfs, Shim, ShimOptions, SpawnerError
+from runtimeshim.linux import selinux
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +72,7 @@ def _check(sandbox: Sandbox, request: cri.CreateContainerRequest) -> str:
     if not config.image.image:
         raise InvalidArgumentError("config.image.image is empty")
     _check_ready(sandbox)
-    if config.CDI_devices:
-        raise UnimplementedError("config.CDI_devices: CDI is not implemented")
-    if any(mount.HasField("image") for mount in config.mounts):
-        raise UnimplementedError(
-            "ImageVolumeMountFailed: config.mounts: image volumes are not implemented"
-        )
+    image_volumes.check(config)
     directory = request.sandbox_config.log_directory or sandbox.message.log_directory
     return _log_path(directory, config.log_path)
 
@@ -126,11 +121,14 @@ class Creation:
             with stage("rootfs"):  # from here on the image's layers stay, whoever removes it
                 undo.push_async_callback(runtime.images.remove_rootfs, self._id)
                 rootfs = await runtime.images.prepare_rootfs(image, self._id)
+                volumes = await image_volumes.prepare(runtime.images, self._id, self._config)
             with stage("user"):
                 user = await self._user(image)
             with stage("spec"):
-                spec = self._spec(image, user)
+                spec = self._spec(image, user, volumes)
+                await self._add_cdi_devices(spec)
                 await asyncio.to_thread(self._make_directories)
+            await self._relabel(spec["linux"].get("mountLabel", ""))
             shim = await self._isolate(rootfs, spec, undo)
             # The sandbox may have been stopped meanwhile; it has not seen this container then.
             _check_ready(runtime.sandboxes.mirror.get(self._sandbox.id))
@@ -194,7 +192,9 @@ class Creation:
             log.warning("container %s: StopSignal of its image: %s", self._id, err)
             return int(signal.SIGTERM)
 
-    def _spec(self, image: Image, user: ResolvedUser) -> dict[str, Any]:
+    def _spec(
+        self, image: Image, user: ResolvedUser, volumes: dict[int, tuple[str, ...]]
+    ) -> dict[str, Any]:
         runtime, config = self._runtime, self._config
         context = config.linux.security_context
         host = runtime.host
@@ -213,6 +213,7 @@ class Creation:
                 user=user,
                 host=host,
                 devices=tuple(host_devices.requested(list(config.devices))),
+                image_mounts=volumes,
                 seccomp_profile=_read_profile(localhost_profile(context)),
                 target_pid_namespace=self._target(context.namespace_options),
             )
@@ -220,6 +221,13 @@ class Creation:
         if (limit := runtime.config.containers.pids_limit) > 0:
             spec["linux"]["resources"]["pids"] = {"limit": limit}
         return spec
+
+    async def _add_cdi_devices(self, spec: dict[str, Any]) -> None:
+        config = self._config
+        names = cdi.wanted([each.name for each in config.CDI_devices], config.annotations)
+        if names:
+            directories = self._runtime.config.containers.cdi_spec_dirs
+            cdi.apply(spec, await asyncio.to_thread(cdi.resolve, names, directories))
 
     def _target(self, options: cri.NamespaceOption) -> str:
         """Return the PID namespace of the container that an ephemeral one is to debug."""
@@ -231,6 +239,18 @@ class Creation:
                 f"target_id {target.id}: it is not a RUNNING container of the same pod sandbox"
             )
         return f"/proc/{target.pid}/ns/pid"
+
+    async def _relabel(self, label: str) -> None:
+        """Label the volumes that ask for it; without SELinux there is nothing to do."""
+        volumes = [each.host_path for each in self._config.mounts if each.selinux_relabel]
+        if not (label and volumes):
+            return
+        with stage("relabel"):
+            for path in volumes:
+                try:
+                    await asyncio.to_thread(selinux.relabel, path, label)
+                except OSError as err:
+                    raise InternalError(f"{path[:256]!r} cannot be relabelled: {err}") from err
 
     def _make_directories(self) -> None:
         """Make the host paths that are missing, as the peers do, and the log's directory."""

@@ -1,11 +1,12 @@
-"""ListContainers, and the filters that all lists share."""
+"""ListContainers, StreamContainers, and the filters that all lists share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 from api.cri import api_pb2 as cri
 from api.errors import InvalidArgumentError
+from criserver.paging import pages
 from criserver.runtime import Runtime
 from criserver.store.containers import CRI_STATES, Container
 from criserver.store.mirror import Mirror, R
@@ -17,6 +18,15 @@ async def list_containers(
     """List the containers that match all parts of the filter."""
     containers = matching_containers(runtime, request.filter)
     return cri.ListContainersResponse(containers=[listed(container) for container in containers])
+
+
+async def stream_containers(
+    runtime: Runtime, request: cri.StreamContainersRequest
+) -> AsyncIterator[cri.StreamContainersResponse]:
+    """ListContainers in pieces; what is removed meanwhile may still be in it."""
+    found = matching_containers(runtime, request.filter)
+    for page in pages(listed(container) for container in list(found)):
+        yield cri.StreamContainersResponse(containers=page)
 
 
 def matching_containers(runtime: Runtime, wanted: cri.ContainerFilter) -> Iterator[Container]:

@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING
 from api.errors import CRIError
 from criserver import config as configuration
 from criserver.config import Config, ConfigError
+from criserver.events import Events, publish_changes
 from criserver.host_facts import host_facts
 from criserver.recovery import recover
 from criserver.runtime import Runtime
 from criserver.sandbox_watch import SandboxWatch
 from criserver.shims import Shims
+from criserver.stats.collector import Collector
 from criserver.status import VERSION
 from criserver.store.containers import ContainerStore
 from criserver.store.database import DatabaseError, checkpoint_forever, open_database
@@ -36,10 +38,12 @@ from criserver.store.lock import Lock, LockedError
 from criserver.store.sandboxes import SandboxStore
 from imageservice import service
 from imageservice.hosts import RegistryConfig
+from imageservice.settings import ImageSettings
 from podsandbox import lifecycle
 from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.cni import CNINetwork
+from podsandbox.network.pod_cidrs import PodCIDRs
 from runtimeshim.client import Spawner, SpawnerError
 from runtimeshim.linux import cgroups
 
@@ -109,28 +113,38 @@ async def serve(config: Config) -> None:
         builtin = BuiltinConfig(
             bridge=config.network.bridge or None, subnets=config.network.subnets
         )
-        network = BuiltinNetwork(builtin, connection)
+        cidrs = PodCIDRs(connection)
+        network = SelectedNetwork(
+            _make_cni(config, connection, spawner, cidrs),
+            BuiltinNetwork(builtin, connection, cidrs),
+            cidrs,
+        )
         stack.push_async_callback(network.close)
         runtime = _make_runtime(config, connection, spawner, network)
         stack.push_async_callback(runtime.shims.close)
         stack.callback(runtime.sandbox_watch.close)
         stack.push_async_callback(runtime.images.close)
+        stack.push_async_callback(runtime.collector.close)
         checkpoints = asyncio.create_task(checkpoint_forever(config.root))
         stack.callback(checkpoints.cancel)
         await _serve(runtime, connection, stopping)
 
 
 def _make_runtime(
-    config: Config, connection: sqlite3.Connection, spawner: Spawner, builtin: BuiltinNetwork
+    config: Config, connection: sqlite3.Connection, spawner: Spawner, network: SelectedNetwork
 ) -> Runtime:
     manager = cgroups.manager()
-    network = SelectedNetwork(_make_cni(config, connection, spawner), builtin)
     sandboxes = SandboxStore(connection)
     containers = ContainerStore(connection)
     registries = RegistryConfig(
         certs_dir=config.registries.certs_dir,
         max_parallel_layers=config.registries.max_parallel_layers,
         stall_timeout=config.registries.stall_timeout_seconds,
+    )
+    events = Events()
+    publish_changes(events, sandboxes, containers)
+    images = service.ImageService(
+        config.root, connection, spawner, registries, _image_settings(config)
     )
     return Runtime(
         config=config,
@@ -139,20 +153,35 @@ def _make_runtime(
         shims=Shims(containers),
         sandbox_watch=SandboxWatch(sandboxes),
         spawner=spawner,
-        images=service.ImageService(config.root, connection, spawner, registries),
+        images=images,
         pods=lifecycle.Sandboxes(config.run_dir, spawner, network, manager),
         network=network,
         host=host_facts(manager),
+        events=events,
+        cgroups=manager,
+        collector=Collector(manager, sandboxes, containers, images.writable_usage),
     )
 
 
-def _make_cni(config: Config, connection: sqlite3.Connection, spawner: Spawner) -> CNINetwork:
+def _image_settings(config: Config) -> ImageSettings:
+    policy = config.images.signature_policy
+    return ImageSettings(
+        pinned_images=config.images.pinned_images,
+        signature_policy=Path(policy) if policy else None,
+        volatile_rootfs=config.images.volatile_rootfs,
+    )
+
+
+def _make_cni(
+    config: Config, connection: sqlite3.Connection, spawner: Spawner, cidrs: PodCIDRs
+) -> CNINetwork:
     settings = config.network
     return CNINetwork(
-        settings.cni_conf_dir,
+        settings.cni_conf_dirs,
         settings.cni_bin_dirs,
         spawner,
         connection,
+        cidrs,
         timeout=settings.cni_timeout_seconds,
     )
 
@@ -180,6 +209,7 @@ async def _serve(runtime: Runtime, connection: sqlite3.Connection, stopping: asy
         log.info("stopping")
     finally:
         readiness.close("criserver is stopping")
+        runtime.events.close()  # or the server would wait for the streams' readers
         await server.stop(GRACE_SECONDS)
         await runtime.operations.drain(DRAIN_SECONDS)
 

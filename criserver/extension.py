@@ -1,4 +1,4 @@
-"""The server side of criserver.extension.v1: exec, attach, image import, and how far pulls are.
+"""The server side of criserver.extension.v1: exec and attach for our own client.
 
 The streams themselves are criserver.streaming's; here they become gRPC messages and back. What is
 raised are api.errors, which the server's interceptors turn into status codes.
@@ -10,16 +10,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc.aio
 
 from api.errors import InvalidArgumentError, NotFoundError
 from api.extension import extension_pb2 as pb
-from api.extension import extension_pb2_grpc
 from criserver.bundle import read_spec
 from criserver.exec_process import exec_process
-from criserver.pull_watch import PullWatcher, to_message
+from criserver.extension_images import Images, ImageServicer
 from criserver.streaming.session import AttachSession, ExecSession, Session, Stream, Wanted
 from runtimeshim.client import Shim
 
@@ -32,24 +31,17 @@ Lookup = Callable[[str], tuple[Shim, Path]]
 Input: TypeAlias = pb.ExecInput | pb.AttachInput  # they differ in `start` alone
 
 
-class Images(PullWatcher, Protocol):
-    """What ImportImage and WatchPulls need of the ImageService."""
-
-    async def import_archive(self, path: Path) -> list[str]:
-        """Import the images of an archive and return their names or ids."""
-
-
 def extension_servicer(lookup: Lookup, images: Images) -> ExtensionServicer:
     """Return the servicer to register on the CRI's socket, behind the same interceptors."""
     return ExtensionServicer(lookup, images)
 
 
-class ExtensionServicer(extension_pb2_grpc.ExtensionServicer):
-    """Exec, Attach, ImportImage and WatchPulls; extension.proto says what they promise."""
+class ExtensionServicer(ImageServicer):
+    """Exec and Attach, and what is inherited; extension.proto says what they promise."""
 
     def __init__(self, lookup: Lookup, images: Images) -> None:
+        super().__init__(images)
         self._lookup = lookup
-        self._images = images
 
     async def Exec(  # noqa: N802 - the name is the RPC's
         self,
@@ -86,26 +78,6 @@ class ExtensionServicer(extension_pb2_grpc.ExtensionServicer):
             async for stream, data in _relay(session, request_iterator, resources):
                 yield pb.AttachOutput(**_chunk(stream, data))
             yield pb.AttachOutput(exit_code=await session.wait())
-
-    async def ImportImage(  # noqa: N802
-        self,
-        request: pb.ImportImageRequest,
-        context: grpc.aio.ServicerContext[pb.ImportImageRequest, pb.ImportImageResponse],
-    ) -> pb.ImportImageResponse:
-        """Import the images of an archive on the node."""
-        if not request.path.startswith("/") or "\0" in request.path:
-            raise InvalidArgumentError(f"path must be absolute, not {request.path!r}")
-        return pb.ImportImageResponse(names=await self._images.import_archive(Path(request.path)))
-
-    async def WatchPulls(  # noqa: N802
-        self,
-        request: pb.WatchPullsRequest,
-        context: grpc.aio.ServicerContext[pb.WatchPullsRequest, pb.WatchPullsResponse],
-    ) -> AsyncIterator[pb.WatchPullsResponse]:
-        """Tell how far pulls are, until the caller goes away."""
-        async with contextlib.aclosing(self._images.watch_pulls(request.image)) as changes:
-            async for pulls in changes:
-                yield to_message(pulls)
 
 
 def _process(bundle: Path) -> dict[str, Any]:

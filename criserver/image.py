@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 
 from api.cri import api_pb2 as cri
+from criserver.paging import pages
 from criserver.runtime import Runtime
 
 
@@ -22,10 +22,10 @@ async def list_images(runtime: Runtime, request: cri.ListImagesRequest) -> cri.L
 async def stream_images(
     runtime: Runtime, request: cri.StreamImagesRequest
 ) -> AsyncIterator[cri.StreamImagesResponse]:
-    """List the images that match the filter, each once, some in each message."""
-    async with aclosing(runtime.images.stream_images(request)) as messages:
-        async for message in messages:
-            yield message
+    """ListImages in pieces."""
+    found = await runtime.images.list_images(cri.ListImagesRequest(filter=request.filter))
+    for page in pages(found.images):
+        yield cri.StreamImagesResponse(images=page)
 
 
 async def image_status(

@@ -28,9 +28,10 @@ DEADLINE: ContextVar[float | None] = ContextVar("deadline", default=None)
 class Operation:
     """One piece of work on one object."""
 
-    def __init__(self, key: str, name: str) -> None:
+    def __init__(self, key: str, name: str, detail: str = "") -> None:
         self.key = key
         self.name = name
+        self.detail = detail
         self.stages = Stages()
         self.waiters = 0
         self.forgotten = False
@@ -58,16 +59,22 @@ class Operations:
         work: Callable[[], Awaitable[T]],
         *,
         joined: Callable[[], None] = lambda: None,
+        detail: str = "",
     ) -> T:
         """Run `work` as operation `name` on the object `key`, or join the one that is in flight.
 
-        `joined` is called when the latter is the case, before the wait. Raises what the work
-        raises, or DeadlineExceededError when the caller's deadline comes first.
+        Only what has the same `detail` is joined: it tells operations apart that would not do the
+        same. `joined` is called when one is, before the wait. Raises what the work raises, or
+        DeadlineExceededError when the caller's deadline comes first.
         """
-        while (operation := self._current.get(key)) is not None and operation.name != name:
+        wanted = (name, detail)
+        while (operation := self._current.get(key)) is not None and wanted != (
+            operation.name,
+            operation.detail,
+        ):
             await self._finished(operation)
         if operation is None:
-            operation = self._begin(key, name, work)
+            operation = self._begin(key, name, work, detail)
         else:
             joined()
         result: T = await self._result(operation)
@@ -82,6 +89,10 @@ class Operations:
         """Say what is being done to the object, for a person; empty if nothing is."""
         operation = self._current.get(key)
         return operation.where() if operation else ""
+
+    def under_way(self) -> list[str]:
+        """Say what is being done to all objects, for a person."""
+        return [operation.where() for operation in self._current.values()]
 
     def claim(self, key: str) -> bool:
         """Take the finished result that nobody waited for; False if there is none."""
@@ -112,8 +123,10 @@ class Operations:
         if pending:
             await asyncio.wait(pending, timeout=timeout)
 
-    def _begin(self, key: str, name: str, work: Callable[[], Awaitable[T]]) -> Operation:
-        operation = Operation(key, name)
+    def _begin(
+        self, key: str, name: str, work: Callable[[], Awaitable[T]], detail: str
+    ) -> Operation:
+        operation = Operation(key, name, detail)
         # A context of its own: neither the deadline nor the trace of the RPC bounds the work.
         context = contextvars.copy_context()
         context.run(RECORDER.set, operation.stages)

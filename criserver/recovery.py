@@ -22,6 +22,7 @@ from criserver.shims import kill_remains
 from criserver.store import database
 from criserver.store.containers import Container, State
 from criserver.store.sandboxes import Sandbox
+from podsandbox.pins import is_pinned
 from runtimeshim import exit_record
 from runtimeshim.client import Shim, ShimError, connect_shim
 
@@ -49,6 +50,8 @@ async def recover(runtime: Runtime, connection: sqlite3.Connection) -> None:
         _recover_sandbox(runtime, sandbox, rebooted)
     await runtime.pods.reconcile([sandbox.id for sandbox in sandboxes.made()])
     await runtime.images.recover([container.id for container in containers.made()])
+    if rebooted:
+        runtime.images.admin.check_after_crash()
     database.record_boot(connection, boot)
 
 
@@ -142,18 +145,10 @@ def _recover_sandbox(runtime: Runtime, sandbox: Sandbox, rebooted: bool) -> None
     if sandbox.state != cri.SANDBOX_READY:
         return
     pins = (sandbox.runtime_values or {}).get("namespaces", {})
-    lost = [kind for kind, path in pins.items() if not _is_pinned(Path(path))]
+    lost = [kind for kind, path in pins.items() if not is_pinned(Path(path))]
     if rebooted or lost:
         why = "the machine was restarted" if rebooted else f"namespaces {lost} are gone"
         log.warning("pod sandbox %s is not ready any more: %s", sandbox.id, why)
         runtime.sandboxes.stopped(sandbox.id, time.time_ns())
     else:
         runtime.sandbox_watch.add(sandbox)
-
-
-def _is_pinned(path: Path) -> bool:
-    """Tell whether a namespace is bound there: nsfs is another file system than its directory's."""
-    try:
-        return path.stat().st_dev != path.parent.stat().st_dev
-    except OSError:
-        return False

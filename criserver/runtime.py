@@ -9,16 +9,19 @@ from pathlib import Path
 from api.errors import FailedPreconditionError
 from criserver.config import Config
 from criserver.container_spec import HostFacts
+from criserver.events import Events
 from criserver.operations import Operations
 from criserver.sandbox_watch import SandboxWatch
 from criserver.shims import Shims
+from criserver.stats.collector import Collector
 from criserver.stops import Stops
 from criserver.store.containers import ContainerStore
 from criserver.store.sandboxes import SandboxStore
 from imageservice.service import ImageService
 from podsandbox.lifecycle import Sandboxes
-from podsandbox.network import Network
+from podsandbox.network import SelectedNetwork
 from runtimeshim.client import Shim, Spawner
+from runtimeshim.linux.cgroups import CgroupManager
 
 # 32 random bytes as 64 hex digits, as the peers': no "-", since the kubelet takes what follows the
 # last one in a cgroup's name for the id.
@@ -37,8 +40,11 @@ class Runtime:
     spawner: Spawner
     images: ImageService
     pods: Sandboxes
-    network: Network
+    network: SelectedNetwork
     host: HostFacts
+    events: Events
+    cgroups: CgroupManager
+    collector: Collector
     operations: Operations = field(default_factory=Operations)
     stops: Stops = field(default_factory=Stops)
 

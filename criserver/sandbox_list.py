@@ -1,11 +1,12 @@
-"""ListPodSandbox."""
+"""ListPodSandbox and StreamPodSandboxes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from api.cri import api_pb2 as cri
 from criserver.container_list import by_id, has_labels
+from criserver.paging import pages
 from criserver.runtime import Runtime
 from criserver.store.sandboxes import Sandbox
 
@@ -16,6 +17,15 @@ async def list_pod_sandbox(
     """List the sandboxes that match all parts of the filter."""
     sandboxes = matching_sandboxes(runtime, request.filter)
     return cri.ListPodSandboxResponse(items=[listed(sandbox) for sandbox in sandboxes])
+
+
+async def stream_pod_sandboxes(
+    runtime: Runtime, request: cri.StreamPodSandboxesRequest
+) -> AsyncIterator[cri.StreamPodSandboxesResponse]:
+    """ListPodSandbox in pieces; what is removed meanwhile may still be in it."""
+    found = matching_sandboxes(runtime, request.filter)
+    for page in pages(listed(sandbox) for sandbox in list(found)):
+        yield cri.StreamPodSandboxesResponse(pod_sandboxes=page)
 
 
 def matching_sandboxes(runtime: Runtime, wanted: cri.PodSandboxFilter) -> Iterator[Sandbox]:

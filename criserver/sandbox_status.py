@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 
 from google.protobuf.json_format import MessageToDict
 
 from api.cri import api_pb2 as cri
+from criserver import container_status
 from criserver.runtime import Runtime
 from criserver.store.sandboxes import Sandbox
 
@@ -17,7 +19,14 @@ async def pod_sandbox_status(
     """Return a sandbox's status. NotFoundError is the one error that the kubelet understands."""
     sandbox = runtime.sandboxes.mirror.get(request.pod_sandbox_id)
     info = _info(runtime, sandbox) if request.verbose else {}
-    return cri.PodSandboxStatusResponse(status=status_of(sandbox), info=info)
+    containers = (each for each in runtime.containers.of_sandbox(sandbox.id) if each.made)
+    return cri.PodSandboxStatusResponse(
+        status=status_of(sandbox),
+        info=info,
+        # So that a kubelet that listens to events need not ask for each container.
+        containers_statuses=[container_status.status_of(each) for each in containers],
+        timestamp=time.time_ns(),
+    )
 
 
 def status_of(sandbox: Sandbox) -> cri.PodSandboxStatus:
@@ -57,6 +66,7 @@ def _info(runtime: Runtime, sandbox: Sandbox) -> dict[str, str]:
         "config": MessageToDict(sandbox.message, preserving_proto_field_name=True),
         "namespaces": made.get("namespaces", {}),
         "network": made.get("network", {}),
+        "networkProblem": runtime.network.problem(sandbox.id),
         "cgroupParent": made.get("cgroup_parent", ""),
     }
     current = runtime.operations.where(sandbox.id)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import platform
+from typing import Any
 
 from api.cri import api_pb2 as cri
 from criserver.runtime import Runtime
@@ -29,12 +32,12 @@ async def version(_runtime: Runtime, _request: cri.VersionRequest) -> cri.Versio
 
 async def status(runtime: Runtime, request: cri.StatusRequest) -> cri.StatusResponse:
     """Say whether the runtime and its network are ready, and what they can do."""
-    ready, reason, message = runtime.network.status()
+    ready, reason, message = await runtime.network.status()
     network = cri.RuntimeCondition(
         type="NetworkReady", status=ready, reason="" if ready else reason, message=message
     )
     features = cri.RuntimeHandlerFeatures(
-        recursive_read_only_mounts=runtime.host.recursive_read_only
+        recursive_read_only_mounts=runtime.host.recursive_read_only, user_namespaces=True
     )
     return cri.StatusResponse(
         status=cri.RuntimeStatus(
@@ -44,9 +47,45 @@ async def status(runtime: Runtime, request: cri.StatusRequest) -> cri.StatusResp
             cri.RuntimeHandler(name=name, features=features)
             for name in ("", runtime.config.default_runtime)
         ],
-        features=cri.RuntimeFeatures(supplemental_groups_policy=True),
-        info={"config": json.dumps(runtime.config.as_json())} if request.verbose else {},
+        features=cri.RuntimeFeatures(
+            supplemental_groups_policy=True, user_namespaces_host_network=True, mount_options=True
+        ),
+        info=_info(runtime, network) if request.verbose else {},
     )
+
+
+def _info(runtime: Runtime, network: cri.RuntimeCondition) -> dict[str, str]:
+    """Return what a person wants to know of the daemon: JSON objects by topic."""
+    host, cgroups = runtime.host, runtime.cgroups
+    topics: dict[str, Any] = {
+        "config": runtime.config.as_json(),
+        "version": {
+            "criserver": VERSION,
+            "python": platform.python_version(),
+            "kernel": os.uname().release,
+            "machine": host.machine,
+        },
+        "network": {
+            "provider": runtime.network.provider(),
+            "ready": network.status,
+            "reason": network.reason,
+            "message": network.message,
+        },
+        "host": {
+            "cgroupVersion": cgroups.version,
+            "cgroupControllers": sorted(cgroups.controllers),
+            "swapAccounting": host.swap,
+            "selinux": host.selinux,
+            "apparmor": bool(host.apparmor_profile),
+            "capabilities": list(host.capabilities),
+        },
+        "objects": {
+            "podSandboxes": len(runtime.sandboxes.mirror.made()),
+            "containers": len(runtime.containers.mirror.made()),
+            "operations": runtime.operations.under_way(),
+        },
+    }
+    return {name: json.dumps(topic) for name, topic in topics.items()}
 
 
 async def runtime_config(

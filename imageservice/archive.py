@@ -24,7 +24,7 @@ from imageservice.content import ContentStore
 from imageservice.errors import BadContentError
 from imageservice.layer_stream import LayerStream
 from imageservice.manifest import Descriptor
-from imageservice.pull import Assembler, Document, Parts
+from imageservice.pull import Assembler, Document, Parts, make_parts
 from imageservice.tar import Entry, TarError
 from imageservice.tar_reader import TarReader
 
@@ -205,13 +205,7 @@ class ArchiveImporter:
     ) -> Parts:
         manifest = m.parse_manifest(parsed, what)
         config = contents.text(manifest.config.digest, "configuration")
-        return Parts(
-            what,
-            manifest,
-            documents[-1].descriptor.size,
-            m.parse_config(config, len(manifest.layers), what),
-            (*documents, Document(manifest.config, config)),
-        )
+        return make_parts(what, documents, parsed, config)
 
     def _docker_images(self, contents: Contents, what: str) -> Iterator[Found]:
         body = contents.text(contents.member("manifest.json").digest, "manifest.json")

@@ -17,7 +17,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -239,6 +239,15 @@ class ContentStore:
         os.rename(path, self.path(digest))
         self.partial_path(digest).unlink(missing_ok=True)  # of a daemon that ended before its sync
 
+    def put_if_damaged(self, digest: str, data: bytes) -> None:
+        """Store a small blob unless it is there with this content."""
+        try:
+            whole = self.path(digest).read_bytes() == data
+        except FileNotFoundError:
+            whole = False
+        if not whole:
+            self.put(digest, data)
+
     def set_aside(self, digest: str) -> Path | None:
         """Take a blob's name away at once; returns the file, which is still to be deleted."""
         path = self.new_ingest_path()
@@ -266,15 +275,31 @@ class ContentStore:
             if (digest := f"sha256:{path.name}") not in known:
                 self.demote(digest)
 
-    def expire(self, older_than: float) -> None:
-        """Delete partial blobs to which nothing was added for `older_than` seconds."""
+    def expire(self, older_than: float) -> list[int]:
+        """Delete partial blobs to which nothing was added for `older_than` seconds.
+
+        Returns the sizes, in bytes, of what is gone.
+        """
         limit = time.time() - older_than
+        gone: list[int] = []
         for path in self._ingests.iterdir():
             digest = f"sha256:{path.name}"
             if is_digest(digest) and digest not in self._reserved:
                 with contextlib.suppress(FileNotFoundError):  # just finished, and so renamed
-                    if path.stat().st_mtime <= limit:
+                    status = path.stat()
+                    if status.st_mtime <= limit:
                         path.unlink()
+                        gone.append(status.st_size)
+        return gone
+
+    def damaged(self, known: Mapping[str, int]) -> list[str]:
+        """Return those of the known blobs (digest -> size) that are not there, or not whole.
+
+        The content itself is not read: imageservice.verify does that.
+        """
+        with os.scandir(self._blobs) as entries:
+            there = {entry.name: entry.stat().st_size for entry in entries}
+        return [d for d, size in known.items() if there.get(d.removeprefix("sha256:")) != size]
 
     def close(self) -> None:
         """End the threads."""

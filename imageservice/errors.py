@@ -31,3 +31,12 @@ class DiskError(ImagePullError):
 def registry_unavailable(detail: str) -> ImagePullError:
     """Return the error for a registry that cannot be reached or fails by itself."""
     return ImagePullError(f"{REGISTRY_UNAVAILABLE}: {detail}")
+
+
+# The kubelet turns a message with this prefix into the reason SignatureValidationFailed.
+SIGNATURE_VALIDATION_FAILED = "SignatureValidationFailed"
+
+
+def signature_invalid(detail: str) -> ImagePullError:
+    """Return the error for an image that the signature policy does not let in."""
+    return ImagePullError(f"{SIGNATURE_VALIDATION_FAILED}: {detail}")

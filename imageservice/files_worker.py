@@ -1,4 +1,4 @@
-"""Worker of the spawner: read small files of an image as a container would see them.
+"""Workers of the spawner: read small files, and find directories, of an image as it is seen merged.
 
 The files are the image's, so anything: a link to the host, a FIFO, a device, a gigabyte. They are
 looked up inside the image by openat2, and opened for reading only when they are regular files.
@@ -11,6 +11,7 @@ import os
 import stat
 from typing import Any
 
+from imageservice import parent_attributes
 from runtimeshim.linux import mounts, syscalls
 
 # What passwd and group may hold; runc and containerd parse no more in practice.
@@ -35,6 +36,39 @@ def main(args: dict[str, Any], fds: list[int]) -> Answer:
         file.write(b"".join(content for content in contents if content is not None))
     lengths = [None if content is None else len(content) for content in contents]
     return {"lengths": lengths}, [memfd]
+
+
+def find_directory(args: dict[str, Any], fds: list[int]) -> Answer:
+    """Find a directory of a merged view in the layers that it is merged from.
+
+    args: lowerdirs (top first), path (in the image; symbolic links are followed inside it).
+    Answers lowerdirs: the directory in each layer that adds to it, top first. Raises OSError where
+    there is no such directory.
+    """
+    root = open_view(args["lowerdirs"])
+    found = syscalls.openat2(root, args["path"], os.O_PATH | os.O_DIRECTORY, _RESOLVE)
+    # The path without links, as seen from the view's root, which may be attached somewhere.
+    base = os.readlink(f"/proc/self/fd/{root}").rstrip("/")
+    path = os.readlink(f"/proc/self/fd/{found}").removeprefix(base).strip("/")
+    return {"lowerdirs": _stacked(args["lowerdirs"], os.fsencode(path))}, []
+
+
+def _stacked(lowerdirs: list[str], path: bytes) -> list[str]:
+    """Return `path` in each layer that shows it, down to the first that hides those below."""
+    if not path:
+        return lowerdirs
+    stacked = []
+    for lower in lowerdirs:
+        root = os.open(lower, os.O_PATH | os.O_DIRECTORY)
+        fd = parent_attributes.open_directory(root, path)
+        if fd is not None:
+            os.close(fd)
+            stacked.append(os.path.join(lower, os.fsdecode(path)))
+        hidden = parent_attributes.hides(root, path)
+        os.close(root)
+        if hidden:
+            break
+    return stacked
 
 
 def open_view(lowerdirs: list[str]) -> int:

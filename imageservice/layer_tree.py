@@ -39,6 +39,10 @@ _SMALL = 128 * 1024
 _SPECIAL_BITS = 0o7000
 
 
+class CoveredError(TarError):
+    """An entry is below something that this layer has made, and that is no directory."""
+
+
 class LayerTree:
     """Applies entries to the directory `root`, an fd that stays the caller's.
 
@@ -63,10 +67,10 @@ class LayerTree:
         if not base:
             self._apply_root(entry)
             return
-        dirfd = self._parent(parent)
         if base.startswith(WHITEOUT):
-            self._whiteout(dirfd, parent, base)
+            self._whiteout(parent, base)
             return
+        dirfd = self._parent(parent)
         kind = entry.kind
         if kind == tar.REGULAR or kind == tar.GNU_SPARSE:
             self._file(dirfd, path, base, entry, reader)
@@ -102,7 +106,7 @@ class LayerTree:
         try:
             self._mkdir(dirfd, path, base, 0o755)
         except FileExistsError:
-            raise TarError(f"{path!r} is not a directory, but entries are below it") from None
+            raise CoveredError(f"{path!r} is not a directory, but entries are below it") from None
         self._dirs[path] = None
 
     def _mkdir(self, dirfd: int, path: bytes, base: bytes, mode: int) -> None:
@@ -212,7 +216,7 @@ class LayerTree:
                 os.mknod(base, stat.S_IFIFO | entry.mode, dir_fd=dirfd)
             case tar.CHARACTER | tar.BLOCKDEV:
                 kind = stat.S_IFCHR if entry.kind == tar.CHARACTER else stat.S_IFBLK
-                os.mknod(base, kind | entry.mode, _device(entry), dir_fd=dirfd)
+                os.mknod(base, kind | entry.mode, device_of(entry), dir_fd=dirfd)
             case other:
                 raise TarError(f"entry {entry.name!r} has the unknown type {chr(other)!r}")
 
@@ -256,7 +260,12 @@ class LayerTree:
 
     # -- whiteouts ----------------------------------------------------------------------------
 
-    def _whiteout(self, dirfd: int, parent: bytes, base: bytes) -> None:
+    def _whiteout(self, parent: bytes, base: bytes) -> None:
+        try:
+            dirfd = self._parent(parent)
+        except CoveredError:
+            # umoci lists what went with a directory that is now a link: that hides all of it.
+            return
         if base == OPAQUE_MARKER:
             os.setxattr(dirfd, OPAQUE_XATTR, b"y")
             return
@@ -346,7 +355,8 @@ def _times(entry: Entry) -> tuple[int, int]:
     return (max(entry.atime_ns, entry.mtime_ns), entry.mtime_ns)
 
 
-def _device(entry: Entry) -> int:
+def device_of(entry: Entry) -> int:
+    """Return the device number of an entry; raises TarError where there can be none."""
     major, minor = entry.device
     # The kernel's 12 and 20 bits (linux/kdev_t.h).
     if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import shutil
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from api.errors import CRIError, ImagePullError, InternalError, UnavailableError
+from imageservice import artifact
+from imageservice.artifact import File
 from imageservice.content import ContentStore, Tap
 from imageservice.errors import BadContentError, DiskError, StalePartialError
 from imageservice.fetch import BlobSource, Fetcher, WantedLayer
@@ -34,6 +37,7 @@ log = logging.getLogger(__name__)
 
 UNPACK_WORKER = "unpack_layer"
 PARENTS_WORKER = "layer_parents"
+VERIFY_WORKER = "verify_layer"
 # A stalled download ends by itself; this ends a worker that hangs for another reason.
 UNPACK_SECONDS = 6 * 3600.0
 PARENTS_SECONDS = 600.0
@@ -41,6 +45,8 @@ PARENTS_SECONDS = 600.0
 _ARCHIVE_ERRORS = ("TarError", "CompressionError")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM)
 REMOVE_TRIES = 50
+# Why a layer is damaged.
+GONE = "its directory is missing"
 REMOVE_PAUSE_SECONDS = 0.02
 
 
@@ -86,21 +92,46 @@ class Layers:
             return (str(self._directory / "empty" / "fs"),)
         return tuple(str(self.path(self._known(chain).number)) for chain in reversed(chain_ids))
 
+    def with_empty(self, lowerdirs: Sequence[str]) -> tuple[str, ...]:
+        """Return lower directories of a read-only overlay, which has to have two at least."""
+        return (*lowerdirs, str(self._directory / "empty" / "fs"))
+
     def _known(self, chain_id: str) -> Layer:
         layer = self._store.layer(chain_id)
         if layer is None:
             raise InternalError(f"layer {chain_id} is not in the store: pull its image again")
+        damage = self._store.health.damaged.get(chain_id)
+        if damage is not None:
+            raise InternalError(f"layer {chain_id} is damaged ({damage}): pull its image again")
         return layer
+
+    def are_whole(self, chain_ids: Sequence[str]) -> bool:
+        """Tell whether none is damaged; a layer without its directory is so from now on."""
+        for chain_id in chain_ids:
+            layer = self._store.layer(chain_id)
+            if layer is None:
+                return False
+            if not self.path(layer.number).exists():
+                self._store.health.mark(chain_id, GONE)
+        return self._store.health.is_whole(chain_ids)
+
+    def mark_missing(self) -> list[str]:
+        """Note as damaged, and return, the chain ids of layers whose directory is not there."""
+        there = set(self._on_disk())
+        gone = [layer.chain_id for layer in self._store.layers() if layer.number not in there]
+        for chain_id in gone:
+            self._store.health.mark(chain_id, GONE)
+        return gone
 
     def progress(self, wanted: WantedLayer, existed: bool) -> LayerProgress:
         """Return how far the layer is; existed: it was here before it was wanted."""
         digest, size = wanted.blob.digest, wanted.blob.size
-        if self._store.has_layer(wanted.chain_id):
-            state = LayerState.EXISTS if existed else LayerState.DONE
-            return LayerProgress(digest, size, size, state)
         fetched = self._fetcher.fetched(digest)
         if fetched is not None:
             return LayerProgress(digest, size, fetched, LayerState.FETCHING)
+        if self._store.has_layer(wanted.chain_id):
+            state = LayerState.EXISTS if existed else LayerState.DONE
+            return LayerProgress(digest, size, size, state)
         if self._content.has(digest):
             return LayerProgress(digest, size, size, LayerState.UNPACKING)
         return LayerProgress(digest, size, 0, LayerState.WAITING)
@@ -112,8 +143,62 @@ class Layers:
 
         Without a source the blob must be in the content store. Raises CRIError.
         """
-        while not self._store.has_layer(wanted.chain_id):
-            seat = self._flights.enter(wanted.chain_id, lambda: self._make(wanted, source))
+        while True:
+            while not self._store.has_layer(wanted.chain_id):
+                seat = self._flights.enter(wanted.chain_id, lambda: self._make(wanted, source))
+                try:
+                    await seat.result()
+                except StalePartialError as err:
+                    log.warning("fetched again from its beginning: %s", err)
+                except CRIError:
+                    if seat.first:
+                        raise
+                    # Another pull's source failed: try with our own.
+            if self._content.has(wanted.blob.digest):
+                return
+            await self._keep_blob(wanted, source)
+            await self._check_again(wanted)
+
+    async def ensure_files(
+        self, image: str, chain_id: str, files: Sequence[File], source: BlobSource | None
+    ) -> None:
+        """Make the directory of an artifact's files unless it is there. Raises CRIError."""
+        wanted = [WantedLayer(image, chain_id, "", chain_id, file.blob) for file in files]
+        while True:
+            await asyncio.gather(*(self._file(each, source) for each in wanted))
+            if not self._store.has_layer(chain_id):
+                work = functools.partial(self._make_files, chain_id, files)
+                await self._flights.enter(chain_id, work).result()
+            layer = self._known(chain_id)
+            differences = await self.compare(layer, "")
+            if not differences:
+                return
+            self._store.health.mark(chain_id, differences[0])
+
+    async def _file(self, wanted: WantedLayer, source: BlobSource | None) -> None:
+        async with self._slots:
+            await self._keep_blob(wanted, source)
+
+    async def _make_files(self, chain_id: str, files: Sequence[File]) -> None:
+        number, path = self._new_directory()
+        try:
+            blobs = [self._content.path(file.blob.digest) for file in files]
+            size, inodes = await asyncio.to_thread(artifact.link_files, files, blobs, path)
+            await self._syncer.cover(self._syncer.ticket())
+            layer = Layer(chain_id, "", chain_id, number, size, inodes)
+            self._store.commit_layer(layer, *(file.blob for file in files))
+        except OSError as err:
+            raise ImagePullError(f"cannot store the files of {chain_id}: {err}") from err
+        finally:
+            if not self._store.has_layer(chain_id):
+                await asyncio.shield(asyncio.to_thread(_remove_all, [path.parent]))
+
+    async def _keep_blob(self, wanted: WantedLayer, source: BlobSource | None) -> None:
+        """Fetch the blob of a layer that is there: it came as another, or was damaged since."""
+        while not self._content.has(wanted.blob.digest):
+            tap = Tap()
+            tap.close_reader()
+            seat = self._fetcher.enter(wanted, source, tap)
             try:
                 await seat.result()
             except StalePartialError as err:
@@ -121,14 +206,58 @@ class Layers:
             except CRIError:
                 if seat.first:
                     raise
-                # Another pull's source failed: try with our own.
+            finally:
+                tap.close()
 
-    async def _make(self, wanted: WantedLayer, source: BlobSource | None) -> None:
+    async def _check_again(self, wanted: WantedLayer) -> None:
+        """Verify a layer whose blob was lost: what damaged the one may have damaged the other."""
+        layer = self._store.layer(wanted.chain_id)
+        if layer is None:
+            return
+        differences = await self.compare(layer, wanted.blob.digest)
+        if differences and self._store.layer(wanted.chain_id) == layer:
+            log.warning("%s is damaged and made anew: %s", wanted, differences[0])
+            self._store.health.mark(wanted.chain_id, differences[0])
+
+    async def compare(self, layer: Layer, digest: str) -> list[str]:
+        """Return how a layer on disk differs from its blob, which has been verified.
+
+        Raises UnavailableError when the spawner is away.
+        """
+        if artifact.is_files(layer.chain_id):
+            blobs = self._content.path("")
+            return await asyncio.to_thread(artifact.damage_of, self.path(layer.number), blobs)
+        fds: list[int] = []
+        try:
+            fds.append(os.open(self._content.path(digest), os.O_RDONLY))
+            fds.append(os.open(self.path(layer.number), os.O_RDONLY | os.O_DIRECTORY))
+            answer, _ = await self._spawner.run_worker(
+                VERIFY_WORKER, {}, fds, timeout=UNPACK_SECONDS
+            )
+        except FileNotFoundError:
+            return [GONE]
+        except SpawnerError as err:
+            raise UnavailableError(f"cannot verify layer {layer.chain_id}: {err}") from err
+        except (WorkerError, TimeoutError) as err:
+            return [f"it cannot be read: {err}"]
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if answer["diff_id"] != layer.diff_id and not answer["findings"]:
+            return [f"its blob unpacks to {answer['diff_id']}, not {layer.diff_id}"]
+        return list(answer["findings"])
+
+    def _new_directory(self) -> tuple[int, Path]:
+        """Make the empty directory of a new layer; returns its number too."""
         number = self._next
         self._next += 1
         path = self.path(number)
         path.mkdir(mode=0o755, parents=True)
         path.chmod(0o755)
+        return number, path
+
+    async def _make(self, wanted: WantedLayer, source: BlobSource | None) -> None:
+        number, path = self._new_directory()
         try:
             async with self._slots:
                 answer, listing = await self._unpack(wanted, source, path)
@@ -323,6 +452,10 @@ def _remove_all(paths: Sequence[Path]) -> None:
         for _ in range(REMOVE_TRIES):
             try:
                 shutil.rmtree(path)
+                break
+            except FileNotFoundError:
+                if path.exists():  # what is in it goes away at the same time
+                    continue
                 break
             except OSError as err:
                 # A worker that was killed may be in its last call, and make one more name.

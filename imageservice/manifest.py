@@ -90,6 +90,11 @@ class ImageConfig:
     diff_ids: tuple[str, ...] = ()
 
     @property
+    def is_artifact(self) -> bool:
+        """Tell whether it was made for an artifact: the layer is of files, and nothing runs."""
+        return "artifactType" in self.raw
+
+    @property
     def chain_ids(self) -> tuple[str, ...]:
         """The chain id of each layer (image-spec config.md, "Layer ChainID")."""
         return chain_ids(self.diff_ids)

@@ -17,14 +17,14 @@ _OVERLAY_XATTR = "trusted.overlay."
 def adopt(layer: int, path: bytes, parents: Sequence[int]) -> None:
     """Copy mode, owner, times and xattrs of `path` from the first of `parents` that shows it."""
     for parent in parents:
-        source = _open(parent, path)
+        source = open_directory(parent, path)
         if source is None:
-            if _hides(parent, path):
+            if hides(parent, path):
                 return
             continue
         try:
             if stat.S_ISDIR(os.fstat(source).st_mode):
-                target = _open(layer, path)
+                target = open_directory(layer, path)
                 if target is not None:
                     _copy_and_close(source, target)
             return
@@ -50,7 +50,7 @@ def _copy_and_close(source: int, target: int) -> None:
         os.close(target)
 
 
-def _open(root: int, path: bytes) -> int | None:
+def open_directory(root: int, path: bytes) -> int | None:
     """Open `path` below `root`; None where there is no such directory."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
     try:
@@ -61,12 +61,12 @@ def _open(root: int, path: bytes) -> int | None:
         raise
 
 
-def _hides(root: int, path: bytes) -> bool:
-    """Tell whether this layer hides what the ones below have at `path`, which it has not itself."""
+def hides(root: int, path: bytes) -> bool:
+    """Tell whether this layer hides what the ones below have at `path`."""
     while path:
         if _is_other(root, path):
             return True
-        fd = _open(root, path)
+        fd = open_directory(root, path)
         if fd is not None:
             try:
                 if _is_opaque(fd):

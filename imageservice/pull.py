@@ -6,9 +6,12 @@ import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from api.errors import CRIError, ImagePullError
+from imageservice import artifact
 from imageservice import manifest as m
+from imageservice.artifact import File
 from imageservice.auth import Credentials
 from imageservice.collector import Collector
 from imageservice.content import ContentStore
@@ -20,6 +23,7 @@ from imageservice.manifest import Descriptor, ImageConfig, Manifest
 from imageservice.progress import LayerProgress, PullProgress, PullUnderWay
 from imageservice.reference import Reference
 from imageservice.registry import BrokenTransferError, Fetched, RegistryClient, Repository
+from imageservice.signatures import SignatureCheck
 from imageservice.store import Image, ImageStore
 from imageservice.syncing import Syncer
 
@@ -43,10 +47,13 @@ class Parts:
     manifest_size: int
     config: ImageConfig
     documents: tuple[Document, ...]
+    files: tuple[File, ...] | None = None  # of an artifact
 
     @property
     def image_id(self) -> str:
-        """The digest of the configuration."""
+        """The digest of the configuration; of an artifact, whose is often empty, the manifest's."""
+        if self.files is not None:
+            return self.documents[-2].descriptor.digest
         return self.manifest.config.digest
 
     @property
@@ -73,6 +80,22 @@ class Parts:
         return [WantedLayer(self.name, *layer) for layer in stacked]
 
 
+def make_parts(
+    name: str, documents: Sequence[Document], parsed: dict[str, Any], config: bytes
+) -> Parts:
+    """Put an image or an artifact together; `parsed` is the last of `documents`, its manifest.
+
+    Raises BadContentError.
+    """
+    manifest = m.parse_manifest(parsed, name)
+    kept = (*documents, Document(manifest.config, config))
+    size = documents[-1].descriptor.size
+    if artifact.is_artifact(parsed):
+        files = artifact.files_of(parsed, name)
+        return Parts(name, manifest, size, artifact.config_of(parsed, files), kept, files)
+    return Parts(name, manifest, size, m.parse_config(config, len(manifest.layers), name), kept)
+
+
 class Assembler:
     """Makes images out of their parts: layers on disk, everything synced, then the database."""
 
@@ -97,9 +120,8 @@ class Assembler:
 
         Raises CRIError; what was pulled of bad content is removed then.
         """
-        present = self._store.get(parts.image_id)
         digests = {blob.digest for blob in parts.blobs}
-        if present is not None and digests <= self._store.blobs_of(parts.image_id):
+        if self._is_there(parts.image_id, digests):
             return self._store.add_names(parts.image_id, names)
         chain = parts.config.chain_ids
         try:
@@ -113,12 +135,22 @@ class Assembler:
             raise
         except BaseException:
             # Finished layers stay, and blobs that are there: the pull may be repeated.
-            garbage = self._store.collect((), digests - self._store.known_blobs())
+            garbage = self._store.collect((), digests - self._store.known_blobs().keys())
             for digest in garbage.blobs:
                 if digest in parts.layer_digests:
                     self._content.demote(digest)
             await asyncio.shield(self._collector.discard(garbage))
             raise
+
+    def _is_there(self, image_id: str, digests: Collection[str]) -> bool:
+        """Tell whether nothing has to be done: what was found damaged counts as missing."""
+        present = self._store.get(image_id)
+        return (
+            present is not None
+            and self._layers.are_whole(present.layers)
+            and self._store.blobs_of(image_id).issuperset(digests)
+            and all(self._content.has(digest) for digest in digests)
+        )
 
     async def drop_unused(self, digests: Collection[str]) -> None:
         """Delete those of these blobs that belong to no image."""
@@ -136,15 +168,17 @@ class Assembler:
     def _put(self, documents: Sequence[Document]) -> int:
         """Store the small blobs; returns the ticket for their sync."""
         for document in documents:
-            if not self._content.has(document.descriptor.digest):
-                self._content.put(document.descriptor.digest, document.body)
+            self._content.put_if_damaged(document.descriptor.digest, document.body)
         return self._syncer.ticket()
 
     async def _make_layers(self, parts: Parts, source: Repository | None) -> None:
-        tasks = [
-            asyncio.create_task(self._layers.ensure(layer, source))
-            for layer in parts.wanted_layers()
-        ]
+        if parts.files is not None:
+            works = [
+                self._layers.ensure_files(parts.name, parts.config.diff_ids[0], parts.files, source)
+            ]
+        else:
+            works = [self._layers.ensure(layer, source) for layer in parts.wanted_layers()]
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -163,8 +197,10 @@ class PullEngine:
         content: ContentStore,
         layers: Layers,
         assembler: Assembler,
+        signatures: SignatureCheck,
     ) -> None:
         self._client = client
+        self._signatures = signatures
         self._store = store
         self._content = content
         self._layers = layers
@@ -207,14 +243,12 @@ class PullEngine:
     ) -> Image:
         repository = self._client.repository(reference, credentials)
         documents, manifest = await self._resolve(repository, str(reference))
+        ends = (documents[0], documents[-1])
+        digests = [document.descriptor.digest for document in ends]
+        await self._signatures.check(reference, credentials, digests)
         config = await self._config(pull, repository, manifest.config)
-        parts = Parts(
-            str(reference),
-            manifest,
-            documents[-1].descriptor.size,
-            m.parse_config(config, len(manifest.layers), str(reference)),
-            (*documents, Document(manifest.config, config)),
-        )
+        parsed = m.parse_document(documents[-1].body, str(reference))
+        parts = make_parts(str(reference), documents, parsed, config)
         pull.existed = frozenset(filter(self._store.has_layer, parts.config.chain_ids))
         pull.layers = parts.wanted_layers()
         target = documents[0].descriptor.digest

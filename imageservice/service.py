@@ -15,24 +15,26 @@ from typing import Final
 from api.cri import api_pb2 as cri
 from api.errors import InvalidArgumentError, NotFoundError
 from imageservice import auth, reference
+from imageservice.admin import Admin
 from imageservice.archive import ArchiveImporter
 from imageservice.collector import Collector
 from imageservice.content import ContentStore
 from imageservice.hosts import RegistryConfig
-from imageservice.layers import PARENTS_WORKER, UNPACK_WORKER, Layers
+from imageservice.layers import PARENTS_WORKER, UNPACK_WORKER, VERIFY_WORKER, Layers
+from imageservice.pinning import Pins
 from imageservice.progress import PullProgress
 from imageservice.pull import Assembler, PullEngine
 from imageservice.registry import RegistryClient
+from imageservice.settings import ImageSettings
+from imageservice.signatures import SignatureCheck
 from imageservice.snapshots import FILES_WORKER, Snapshots, Usage, UserDatabase
 from imageservice.store import ORPHAN_SECONDS, Image, ImageStore
 from imageservice.syncing import Syncer
+from imageservice.views import SUBPATH_WORKER, Views
 from runtimeshim.client import Rootfs, Spawner
 
 log = logging.getLogger(__name__)
 
-# Images in one message of a stream: an image with a hundred names has some 20 KB, and a message may
-# have 16 MiB.
-STREAM_ITEMS = 100
 # How often pulls are looked at for whoever watches them: often enough for a bar that moves.
 WATCH_SECONDS = 0.2
 
@@ -41,6 +43,8 @@ WORKERS: Final = {
     UNPACK_WORKER: "imageservice.unpack_worker:main",
     PARENTS_WORKER: "imageservice.unpack_worker:adopt_parents",
     FILES_WORKER: "imageservice.files_worker:main",
+    SUBPATH_WORKER: "imageservice.files_worker:find_directory",
+    VERIFY_WORKER: "imageservice.verify_worker:main",
 }
 
 
@@ -53,10 +57,12 @@ class ImageService:
         database: sqlite3.Connection,
         spawner: Spawner,
         registries: RegistryConfig,
+        settings: ImageSettings | None = None,
     ) -> None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._root = root
-        self._store = ImageStore(database)
+        settings = settings or ImageSettings()
+        self._store = ImageStore(database, Pins(settings.pinned_images))
         # Each layer on its way may block one thread on its pipe and have another one to close it.
         self._content = ContentStore(root, threads=2 * registries.max_parallel_layers + 2)
         syncer = Syncer(root)
@@ -66,9 +72,21 @@ class ImageService:
         self._collector = Collector(self._content, self._layers)
         assembler = Assembler(self._store, self._content, self._layers, syncer, self._collector)
         self._client = RegistryClient(registries)
-        self._pulls = PullEngine(self._client, self._store, self._content, self._layers, assembler)
+        signatures = SignatureCheck(self._client, settings.signature_policy)
+        self._pulls = PullEngine(
+            self._client, self._store, self._content, self._layers, assembler, signatures
+        )
         self._importer = ArchiveImporter(self._content, assembler)
-        self._snapshots = Snapshots(root, self._store, self._layers, self._collector, spawner)
+        self._snapshots = Snapshots(
+            root,
+            self._store,
+            self._layers,
+            self._collector,
+            spawner,
+            volatile=settings.volatile_rootfs,
+        )
+        self._views = Views(self._store, self._layers, self._collector, spawner)
+        self.admin = Admin(self._store, self._content, self._layers, self._collector, self._views)
 
     # -- CRI ----------------------------------------------------------------------------------
 
@@ -101,27 +119,17 @@ class ImageService:
 
     async def list_images(self, request: cri.ListImagesRequest) -> cri.ListImagesResponse:
         """List images; the filter names one image."""
-        return cri.ListImagesResponse(images=self._listed(request.filter))
-
-    async def stream_images(
-        self, request: cri.StreamImagesRequest
-    ) -> AsyncGenerator[cri.StreamImagesResponse, None]:
-        """As `list_images`, in messages of STREAM_ITEMS at most."""
-        found = self._listed(request.filter)
-        for start in range(0, len(found), STREAM_ITEMS):
-            yield cri.StreamImagesResponse(images=found[start : start + STREAM_ITEMS])
-
-    def _listed(self, wanted: cri.ImageFilter) -> list[cri.Image]:
-        name = wanted.image.image
-        images = self._store.images() if not name else self._found(name)
-        return [to_cri(image) for image in images]
+        wanted = request.filter.image.image
+        images = self._store.images() if not wanted else self._found(wanted)
+        return cri.ListImagesResponse(images=[to_cri(image) for image in images])
 
     async def image_status(self, request: cri.ImageStatusRequest) -> cri.ImageStatusResponse:
         """Return an image, or an empty answer if it is not there."""
         if not request.image.image:
             raise InvalidArgumentError("the image reference is empty")
         found = self._found(request.image.image)
-        if not found:
+        # A damaged one has to be pulled again, which the kubelet does when it is not there.
+        if not found or not self._store.health.is_whole(found[0].layers):
             return cri.ImageStatusResponse()
         image = found[0]
         info = {"info": verbose_info(image)} if request.verbose else {}
@@ -178,6 +186,16 @@ class ImageService:
         """Make a container's writable layer above the image's layers, which now stay."""
         return self._snapshots.prepare(image, container_id)
 
+    async def image_volume(
+        self, image: Image, container_id: str, sub_path: str = ""
+    ) -> tuple[str, ...]:
+        """Return the lower directories, top first, of a read-only overlay of an image's directory.
+
+        To be called between `prepare_rootfs` and `remove_rootfs` of the container; the layers stay
+        as long. Raises InvalidArgumentError where `sub_path` is no directory of the image.
+        """
+        return await self._views.volume(image, container_id, sub_path)
+
     async def remove_rootfs(self, container_id: str) -> None:
         """Remove a container's writable layer; idempotent."""
         await self._snapshots.remove(container_id)
@@ -207,12 +225,15 @@ class ImageService:
         """
         self._content.sweep(self._store.known_blobs())
         self._content.expire(ORPHAN_SECONDS)
+        await self.admin.note_damage()
         await self._snapshots.sweep(containers)
+        await self._views.sweep(set(containers))
         await self._collector.discard(self._store.collect_orphans(ORPHAN_SECONDS))
         await self._layers.sweep()
 
     async def close(self) -> None:
         """Break off pulls, close connections and threads."""
+        await self.admin.close()
         await self._pulls.close()
         await self._layers.close()
         await self._client.close()

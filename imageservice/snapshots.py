@@ -16,7 +16,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from api.errors import InternalError, InvalidArgumentError
+from api.errors import FailedPreconditionError, InternalError, InvalidArgumentError
 from imageservice.collector import Collector
 from imageservice.files_worker import MAX_FILE
 from imageservice.layers import Layers
@@ -61,6 +61,8 @@ class Snapshots:
         layers: Layers,
         collector: Collector,
         spawner: Spawner,
+        *,
+        volatile: bool = False,
     ) -> None:
         self._directory = root / "containers"
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,6 +71,7 @@ class Snapshots:
         self._layers = layers
         self._collector = collector
         self._spawner = spawner
+        self._volatile = volatile
         self._databases: dict[str, UserDatabase] = {}
         self._usage: dict[str, Usage] = {}
 
@@ -83,6 +86,11 @@ class Snapshots:
         Raises InternalError when one of the image's layers is missing.
         """
         path = self._path(container_id)
+        if image.is_artifact:
+            raise FailedPreconditionError(
+                f"{image.id} is an artifact ({image.config['artifactType']}), which can be mounted "
+                "as an image volume but not run"
+            )
         lowerdirs = self._layers.lowerdirs(image.layers)
         self._store.add_snapshot(container_id, image)  # from here on the layers stay
         if path.exists():
@@ -95,7 +103,7 @@ class Snapshots:
         top = os.stat(lowerdirs[0])
         os.chown(upper, top.st_uid, top.st_gid)
         os.chmod(upper, stat.S_IMODE(top.st_mode))
-        return Rootfs(lowerdirs, str(upper), str(work))
+        return Rootfs(lowerdirs, str(upper), str(work), volatile=self._volatile)
 
     async def remove(self, container_id: str) -> None:
         """Remove a writable layer, and layers that nobody else needs. Idempotent."""

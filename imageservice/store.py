@@ -1,7 +1,8 @@
 """Images, their names, layers and blobs in the database, and who needs what.
 
-A layer is needed by the images and containers that have it on top, by layers above it, and by pulls
-in progress. A blob is needed by images and pulls in progress. What nobody needs is collected.
+A layer is needed by the images, containers and views that have it on top, by layers above it, and
+by pulls in progress. A view is an image seen read-only: an image volume of a container, or a mount.
+A blob is needed by images and pulls in progress. What nobody needs is collected.
 
 All of it is used on the event loop's thread, so a check and what follows from it are one step as
 long as there is no await between them.
@@ -20,7 +21,9 @@ from typing import Any
 
 from api.errors import FailedPreconditionError, NotFoundError
 from imageservice import reference
+from imageservice.health import Health
 from imageservice.manifest import Descriptor, ImageConfig
+from imageservice.pinning import Pins
 
 # Layers and blobs of a pull that was broken off are kept this long, for the pull to be repeated.
 ORPHAN_SECONDS = 24 * 3600
@@ -47,6 +50,10 @@ CREATE TABLE IF NOT EXISTS blobs (
 CREATE TABLE IF NOT EXISTS snapshots (
     container_id TEXT PRIMARY KEY, image_id TEXT NOT NULL, chain_id TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS snapshots_chain ON snapshots (chain_id);
+CREATE TABLE IF NOT EXISTS views (
+    holder TEXT NOT NULL, chain_id TEXT NOT NULL, image_id TEXT NOT NULL,
+    PRIMARY KEY (holder, chain_id)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS views_chain ON views (chain_id);
 """
 
 
@@ -65,6 +72,11 @@ class Image:
     repo_tags: tuple[str, ...] = ()
     repo_digests: tuple[str, ...] = ()
     pinned: bool = False
+
+    @property
+    def is_artifact(self) -> bool:
+        """Tell whether its layer is files, and nothing in it can be run."""
+        return "artifactType" in self.config
 
     @property
     def chain_id(self) -> str:
@@ -98,17 +110,19 @@ class Garbage:
 class ImageStore:
     """The tables of images; the images themselves are also kept in memory."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
+    def __init__(self, database: sqlite3.Connection, pinned: Pins | None = None) -> None:
         self._database = database
         database.executescript(_SCHEMA)
+        self.health = Health(database)
+        self._pinned = pinned or Pins()
         self._images: dict[str, Image] = {}
         self._names: dict[str, str] = {}
         self._pins: Counter[str] = Counter()
         self._load()
 
     def _load(self) -> None:
-        for row in self._database.execute("SELECT id, config, size, pinned FROM images"):
-            self._images[row[0]] = _image(row[0], row[1], row[2], bool(row[3]))
+        for row in self._database.execute("SELECT id, config, size FROM images"):
+            self._images[row[0]] = _image(*row)
         for name, image_id in self._database.execute("SELECT name, image_id FROM image_names"):
             self._names[name] = image_id
         for image_id in self._images:
@@ -124,6 +138,7 @@ class ImageStore:
             image,
             repo_tags=tuple(name for name in names if "@" not in name),
             repo_digests=tuple(name for name in names if "@" in name),
+            pinned=self._pinned.matches(names),
         )
 
     # -- look-up ------------------------------------------------------------------------------
@@ -164,8 +179,8 @@ class ImageStore:
         return found[0]
 
     def has_layer(self, chain_id: str) -> bool:
-        """Tell whether the layer is unpacked and complete."""
-        return self.layer(chain_id) is not None
+        """Tell whether the layer is unpacked, complete and not known to be damaged."""
+        return self.health.is_whole((chain_id,)) and self.layer(chain_id) is not None
 
     def layer(self, chain_id: str) -> Layer | None:
         """Return the layer with this chain id."""
@@ -176,19 +191,62 @@ class ImageStore:
         return None if row is None else Layer(*row)
 
     def blobs_of(self, image_id: str) -> set[str]:
-        """Return the digests that the image needs."""
+        """Return the digests of the image's blobs; one that was found damaged is not among them."""
+        return {blob.digest for blob in self.descriptors_of(image_id)}
+
+    def descriptors_of(self, image_id: str) -> list[Descriptor]:
+        """Return the image's blobs, as `blobs_of`."""
+        rows = self._database.execute(
+            "SELECT media_type, digest, size FROM image_blobs JOIN blobs USING (digest)"
+            " WHERE image_id = ?",
+            (image_id,),
+        )
+        return [Descriptor(*row) for row in rows]
+
+    def digests_needed_by(self, image_id: str) -> list[str]:
+        """Return the digests of the image's blobs, whether they are on disk or not."""
         rows = self._database.execute(
             "SELECT digest FROM image_blobs WHERE image_id = ?", (image_id,)
         )
-        return {row[0] for row in rows}
+        return [row[0] for row in rows]
 
-    def known_blobs(self) -> set[str]:
-        """Return the digests of all blobs that are safely on disk."""
-        return {row[0] for row in self._database.execute("SELECT digest FROM blobs")}
+    def targets_of(self, image_id: str) -> dict[str, str]:
+        """Return the image's names, and the digest that each stood for when it was pulled."""
+        rows = self._database.execute(
+            "SELECT name, target FROM image_names WHERE image_id = ?", (image_id,)
+        )
+        return dict(rows)
+
+    def known_blobs(self) -> dict[str, int]:
+        """Return the digests of all blobs that are safely on disk, with their sizes."""
+        return dict(self._database.execute("SELECT digest, size FROM blobs"))
+
+    def layers(self) -> list[Layer]:
+        """Return all layers."""
+        rows = self._database.execute(
+            "SELECT chain_id, parent, diff_id, number, size, inodes FROM layers ORDER BY number"
+        )
+        return [Layer(*row) for row in rows]
+
+    def recent_layers(self, seconds: int) -> list[str]:
+        """Return the chain ids of the layers made within `seconds` of the last one."""
+        rows = self._database.execute(
+            "SELECT chain_id FROM layers"
+            " WHERE created_at >= (SELECT max(created_at) FROM layers) - ?",
+            (seconds,),
+        )
+        return [row[0] for row in rows]
+
+    def tag_named(self, text: str) -> str:
+        """Return the full name if `text` is the name and tag of an image, else ""."""
+        prefix = reference.id_prefix(text)
+        name = "" if prefix and len(prefix) == 64 else str(reference.parse(text))
+        return name if name in self._names and "@" not in name else ""
 
     def layer_numbers(self) -> set[int]:
-        """Return the numbers of all layers."""
-        return {row[0] for row in self._database.execute("SELECT number FROM layers")}
+        """Return the numbers of all directories of layers, those of retired ones included."""
+        numbers = {row[0] for row in self._database.execute("SELECT number FROM layers")}
+        return numbers | self.health.retired_numbers()
 
     def usage(self) -> tuple[int, int]:
         """Return bytes and inodes of all layers and blobs."""
@@ -213,12 +271,13 @@ class ImageStore:
             self._pins.subtract(held)
             self._pins = +self._pins
 
-    def commit_layer(self, layer: Layer, blob: Descriptor) -> None:
-        """Add a layer that is complete and synced, with the blob that it came from."""
+    def commit_layer(self, layer: Layer, *blobs: Descriptor) -> None:
+        """Add a layer that is complete and synced, with the blobs that it came from."""
         now = int(time.time())
         with self._database:
+            self.health.retire(layer.chain_id)
             self._database.execute(
-                "INSERT INTO layers VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO layers VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
                     layer.chain_id,
                     layer.parent,
@@ -229,7 +288,9 @@ class ImageStore:
                     now,
                 ),
             )
-            self._add_blobs([blob], now)
+            self._add_blobs(blobs, now)
+            self.health.link((layer.chain_id, blob.digest) for blob in blobs)
+        self.health.damaged.pop(layer.chain_id, None)
 
     def _add_blobs(self, blobs: Sequence[Descriptor], now: int) -> None:
         self._database.executemany(
@@ -262,6 +323,10 @@ class ImageStore:
                 "INSERT OR IGNORE INTO image_blobs VALUES (?, ?)",
                 [(image_id, blob.digest) for blob in blobs],
             )
+            if not config.is_artifact:
+                # The last blobs are the layers', the base first, as many as there are chain ids.
+                layers = blobs[len(blobs) - len(chain) :]
+                self.health.link(zip(chain, (blob.digest for blob in layers), strict=True))
             self._write_names(image_id, names)
         self._images.setdefault(image_id, Image(image_id, config.raw, chain, size))
         return self._take_names(image_id, names)
@@ -306,7 +371,38 @@ class ImageStore:
             return Garbage()
         with self._database:
             self._database.execute("DELETE FROM snapshots WHERE container_id = ?", (container_id,))
-            return self._collect([row[0]], [])
+            return self._collect([row[0], *self._drop_views(container_id)], [])
+
+    def add_view(self, holder: str, image: Image) -> None:
+        """Note that a container, or a mount, shows the image read-only."""
+        with self._database:
+            self._database.execute(
+                "INSERT OR REPLACE INTO views VALUES (?, ?, ?)", (holder, image.chain_id, image.id)
+            )
+
+    def remove_views(self, holder: str) -> Garbage:
+        """Forget what a holder shows; returns layers that it alone held."""
+        with self._database:
+            return self._collect(self._drop_views(holder), [])
+
+    def _drop_views(self, holder: str) -> list[str]:
+        rows = self._database.execute(
+            "DELETE FROM views WHERE holder = ? RETURNING chain_id", (holder,)
+        )
+        return [row[0] for row in rows]
+
+    def view_holders(self) -> set[str]:
+        """Return everyone who shows an image read-only."""
+        return {row[0] for row in self._database.execute("SELECT DISTINCT holder FROM views")}
+
+    def users_of(self, image_id: str) -> list[str]:
+        """Return the containers and mounts that use the image."""
+        rows = self._database.execute(
+            "SELECT container_id FROM snapshots WHERE image_id = :i"
+            " UNION SELECT holder FROM views WHERE image_id = :i",
+            {"i": image_id},
+        )
+        return [row[0] for row in rows]
 
     def snapshots(self) -> set[str]:
         """Return the ids of containers that have a root filesystem."""
@@ -326,6 +422,12 @@ class ImageStore:
         for name in (*image.repo_tags, *image.repo_digests):
             del self._names[name]
         return garbage
+
+    def drop_blob(self, digest: str) -> Garbage:
+        """Forget a damaged blob: the next pull of an image that has it fetches it again."""
+        with self._database:
+            self._database.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+        return Garbage(blobs=(digest,))
 
     def collect(self, chain_ids: Iterable[str], blobs: Iterable[str]) -> Garbage:
         """Remove those of these layers (with their parents) and blobs that nobody needs."""
@@ -352,6 +454,7 @@ class ImageStore:
         numbers: list[int] = []
         for chain_id in chain_ids:
             numbers.extend(self._collect_chain(chain_id))
+        numbers.extend(self.health.collect_retired())
         return Garbage(tuple(numbers), tuple(self._collect_blobs(blobs)))
 
     def _collect_chain(self, chain_id: str) -> Iterator[int]:
@@ -361,6 +464,7 @@ class ImageStore:
             if layer is None:
                 return
             self._database.execute("DELETE FROM layers WHERE chain_id = ?", (chain_id,))
+            self.health.forget(chain_id)
             yield layer.number
             chain_id = layer.parent
 
@@ -370,6 +474,7 @@ class ImageStore:
         row = self._database.execute(
             "SELECT EXISTS (SELECT 1 FROM images WHERE chain_id = :c)"
             " OR EXISTS (SELECT 1 FROM snapshots WHERE chain_id = :c)"
+            " OR EXISTS (SELECT 1 FROM views WHERE chain_id = :c)"
             " OR EXISTS (SELECT 1 FROM layers WHERE parent = :c)",
             {"c": chain_id},
         ).fetchone()
@@ -385,7 +490,7 @@ class ImageStore:
                 yield digest
 
 
-def _image(image_id: str, raw: bytes, size: int, pinned: bool) -> Image:
+def _image(image_id: str, raw: bytes, size: int) -> Image:
     config: dict[str, Any] = json.loads(raw)
     diff_ids = tuple((config.get("rootfs") or {}).get("diff_ids") or ())
-    return Image(image_id, config, ImageConfig(config, diff_ids).chain_ids, size, pinned=pinned)
+    return Image(image_id, config, ImageConfig(config, diff_ids).chain_ids, size)

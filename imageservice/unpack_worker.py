@@ -20,7 +20,7 @@ from runtimeshim.linux import capabilities, syscalls
 
 # Bytes that one layer may unpack to, unless the caller gives another limit.
 MAX_LAYER_BYTES = 256 << 30
-_READ_SIZE = 1 << 20
+READ_SIZE = 1 << 20
 # What creating files of any owner, mode and kind takes; SYS_ADMIN is for trusted.overlay.opaque.
 # CAP_SYS_CHROOT is not among them: the way back out of the chroot is closed.
 CAPABILITIES = capabilities.to_mask(
@@ -49,7 +49,7 @@ def main(args: dict[str, Any], fds: list[int]) -> Answer:
     source, target = fds
     # Before the chroot: OpenSSL reads its configuration when the first hash is made.
     stream = LayerStream(
-        decompressed(lambda: os.read(source, _READ_SIZE)), args.get("max_bytes", MAX_LAYER_BYTES)
+        decompressed(lambda: os.read(source, READ_SIZE)), args.get("max_bytes", MAX_LAYER_BYTES)
     )
     confine(target)
     tree = LayerTree(target)

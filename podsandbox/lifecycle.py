@@ -128,8 +128,10 @@ class Sandboxes:
                 self._cgroups.delete(plan.init_cgroup)
 
     async def remove(self, sandbox_id: str) -> None:
-        """Remove what a sandbox has on disk, stopped or not; idempotent."""
+        """Remove what a sandbox has, stopped or not; idempotent."""
         directory = self._directory / sandbox_id
+        # Before the pins: plugins clean up more while the namespace is there.
+        await self._network.discard(sandbox_id)
         await pins.kill_init(directory)
         with _system_faults("remove the sandbox"):
             pins.release(directory)
@@ -138,14 +140,22 @@ class Sandboxes:
                 shutil.rmtree(directory)
 
     async def reconcile(self, live: Collection[str]) -> None:
-        """Remove the sandboxes of nobody, and of the network what belongs to none of `live`."""
-        await self._network.reconcile(live)
+        """Remove the sandboxes that are none of `live`, and the network of those without one.
+
+        A reboot takes the namespaces: what plugins and leases still hold for them is given back,
+        whenever the pod itself is removed.
+        """
         try:
-            found = os.listdir(self._directory)
+            found = set(os.listdir(self._directory))
         except FileNotFoundError:  # no pod since boot
-            return
-        for sandbox_id in set(found).difference(live):
-            await self.remove(sandbox_id)
+            found = set()
+        await asyncio.gather(*(self.remove(sandbox_id) for sandbox_id in found.difference(live)))
+        pinned = [
+            sandbox_id
+            for sandbox_id in found.intersection(live)
+            if pins.is_pinned(self._directory / sandbox_id / "ns" / "net")
+        ]
+        await self._network.reconcile(pinned)
 
     def _make_cgroup(self, plan: SandboxPlan, undo: contextlib.AsyncExitStack) -> None:
         with _system_faults("create the pod's cgroup"):
@@ -168,6 +178,7 @@ class Sandboxes:
             "sysctls": dict(plan.sysctls),
             "shm_size": _SHM_SIZE if plan.own_ipc else 0,
             "init_cgroup": plan.init_cgroup,
+            "user": plan.user and plan.user.as_json(),
         }
         fds = [] if plan.init_cgroup is None else [self._program()]
         # The worker undoes what it did when it fails; this is for when it is killed, and for what
@@ -267,8 +278,12 @@ def _runtime(
     init_pid: int | None,
     network: NetworkResult | None,
 ) -> SandboxRuntime:
-    kinds = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid"}
-    pinned = {*plan.namespaces, *(["pid"] if plan.init_cgroup is not None else [])}
+    kinds = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid", "user": "user"}
+    pinned = set(plan.namespaces)
+    if plan.init_cgroup is not None:
+        pinned.add("pid")
+    if plan.user is not None:
+        pinned.add("user")
     return SandboxRuntime(
         namespaces={
             name: f"{directory}/ns/{kind}" for name, kind in kinds.items() if kind in pinned

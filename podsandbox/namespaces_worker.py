@@ -4,7 +4,10 @@ The fork leaves the host's namespaces for new ones, fits them out from inside an
 bind mount of its nsfs file, which it makes in the host's mount namespace: that one it never leaves.
 When it exits, the pins alone keep the namespaces.
 
-A shared PID namespace needs a process with pid 1. That is a second fork, which becomes the program
+With a user namespace, that one must own the others, and whoever enters it cannot pin anything: a
+second fork enters it, makes the others and hands their fds over.
+
+A shared PID namespace needs a process with pid 1. That is another fork, which becomes the program
 of podsandbox.pod_init: without capabilities, in an empty root of its own, since other processes
 of the pod can look at it through /proc/1.
 
@@ -15,7 +18,8 @@ of the pod can look at it through /proc/1.
 If the worker dies before "go", pid 1 reads EOF and exits, so nothing is left without a record.
 To join a cgroup can take 30 ms (the kernel waits for an RCU grace period when nobody has done it
 lately), so the daemon goes on with the network meanwhile. It reads the status pipe at the end: what
-went wrong, or nothing when execve has closed it.
+went wrong, or nothing when execve has closed it. In a user namespace pid 1 has no right to join, so
+the worker does that for it.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ import socket
 import struct
 from typing import Any, NoReturn
 
-from runtimeshim.linux import capabilities, cgroups, mounts, syscalls
+from runtimeshim.linux import capabilities, cgroups, mounts, syscalls, userns
 
 _FLAGS = {
     "net": syscalls.CLONE_NEWNET,
@@ -44,8 +48,16 @@ _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
 _IFREQ = struct.Struct("16sH22x")
 
-# The pause image's user: nobody's, and not the 65534 of nobody.
+# The pause image's user: nobody's, and not the 65534 of nobody. A user namespace has it as long as
+# its mapping is the kubelet's 65536 ids.
 _INIT_USER = 65535
+
+# Where pid 1 has its empty root mounted before it becomes the root.
+_ROOT = "/proc"
+
+# Of one message between the processes of this module: an error is a few lines; six namespaces and
+# a socket.
+_MAX_ANSWER, _MAX_FDS = 1 << 16, 8
 
 _NO_CAPABILITIES = capabilities.Sets(0, 0, 0, 0, 0)
 
@@ -59,25 +71,154 @@ def main(args: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int
     sysctls     path below /proc/sys -> value; the caller has checked that they are namespaced
     shm_size    bytes of the tmpfs at DIRECTORY/shm; 0 for none
     init_cgroup the cgroup of pid 1; None for no PID namespace. fds[0] is then its program.
+    user        None, or {"uids": mappings, "gids": mappings} of a user namespace that owns the
+                others; a mapping is {"containerID", "hostID", "size"}
 
     Returns {"init_pid": int | None, "fds": names} and as many fds: "rtnetlink", a socket opened in
     the network namespace, and "init_status", the pipe above.
     """
-    directory, kinds = str(args["directory"]), list(args["namespaces"])
+    directory, user = str(args["directory"]), args["user"]
     with contextlib.ExitStack() as undo:
-        _enter_new(kinds, args["hostname"], args["sysctls"])
         os.makedirs(f"{directory}/ns", mode=0o711, exist_ok=True)
-        for kind in kinds:
-            _pin(f"/proc/self/ns/{kind}", f"{directory}/ns/{kind}", undo)
-        if args["shm_size"]:
-            _mount_shm(f"{directory}/shm", args["shm_size"], undo)
-        pid, answers = None, {}
-        if "net" in kinds:
-            answers["rtnetlink"] = _open_rtnetlink()
+        start = None
         if args["init_cgroup"] is not None:
-            pid, answers["init_status"] = _start_init(directory, args["init_cgroup"], fds[0], undo)
+            start = _InitStart(fds[0], None if user else args["init_cgroup"])
+        if user is None:
+            made = _make(args, start, None)
+        else:
+            made = _make_in_user_namespace(args, start, user, undo)
+        for kind, fd in made.namespaces.items():
+            _pin(f"/proc/self/fd/{fd}", f"{directory}/ns/{kind}", undo)
+        if args["shm_size"]:
+            _mount_shm(f"{directory}/shm", args["shm_size"], user, undo)
+        answers = {} if made.rtnetlink is None else {"rtnetlink": made.rtnetlink}
+        if start is not None and made.init_pid is not None:
+            # Without the user namespace it is a child of ours, with it the spawner reaps it.
+            undo.callback(_kill, made.init_pid)
+            if user is not None:
+                cgroups.manager().join(args["init_cgroup"], made.init_pid)
+            _record(f"{directory}/init.json", made.init_pid, undo)
+            answers["init_status"] = start.go()
         undo.pop_all()
-    return {"init_pid": pid, "fds": list(answers)}, list(answers.values())
+    return {"init_pid": made.init_pid, "fds": list(answers)}, list(answers.values())
+
+
+class _InitStart:
+    """What pid 1 is started with: its program, its cgroup, and the pipes between it and us."""
+
+    def __init__(self, program: int, cgroup: str | None) -> None:
+        """Without `cgroup` it is put into one by us."""
+        self.program = program
+        self.cgroup = cgroup
+        self.read_go, self._write_go = os.pipe2(os.O_CLOEXEC)
+        self._read_status, self.write_status = os.pipe2(os.O_CLOEXEC)
+
+    def fork(self, user_id: int) -> int:
+        """Fork pid 1 into the PID namespace of our children; returns its host pid."""
+        capabilities.last()  # read from /proc, which pid 1 has left by the time it needs it
+        pid = os.fork()
+        if pid == 0:
+            _become_init(self, user_id)
+        return pid
+
+    def go(self) -> int:
+        """Let pid 1 go on; returns the read end of its status pipe."""
+        os.close(self.read_go)
+        os.close(self.write_status)
+        os.write(self._write_go, b"g")
+        return self._read_status
+
+
+class _Made:
+    """New namespaces as nsfs fds by their names below `ns`, and what was made inside them."""
+
+    def __init__(
+        self, namespaces: dict[str, int], rtnetlink: int | None = None, init_pid: int | None = None
+    ) -> None:
+        self.namespaces = namespaces
+        self.rtnetlink = rtnetlink
+        self.init_pid = init_pid
+
+
+def _make(args: dict[str, Any], start: _InitStart | None, user_id: int | None) -> _Made:
+    """Leave the namespaces that we are in for new ones; `user_id` is pid 1's."""
+    kinds: list[str] = args["namespaces"]
+    _enter_new(kinds, args["hostname"], args["sysctls"])
+    made = _Made({kind: _open_namespace(kind) for kind in kinds})
+    if "net" in kinds:
+        made.rtnetlink = _open_rtnetlink()
+    if start is not None:
+        syscalls.unshare(syscalls.CLONE_NEWPID)
+        made.init_pid = start.fork(_INIT_USER if user_id is None else user_id)
+        # It can be opened since the namespace has its first process.
+        made.namespaces["pid"] = _open_namespace("pid_for_children")
+    return made
+
+
+def _open_namespace(name: str) -> int:
+    return os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _make_in_user_namespace(
+    args: dict[str, Any],
+    start: _InitStart | None,
+    user: dict[str, Any],
+    undo: contextlib.ExitStack,
+) -> _Made:
+    """As _make, by a child in a new user namespace, which is made and pinned here too."""
+    namespace = userns.create(user["uids"], user["gids"])
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _make_for_parent(args, start, namespace, user["uids"], theirs)
+    theirs.close()
+    with ours:
+        data, fds, _, _ = socket.recv_fds(ours, _MAX_ANSWER, _MAX_FDS)
+    os.waitpid(pid, 0)
+    answer = json.loads(data or b'{"error": ["RuntimeError", "it ended without an answer"]}')
+    if "error" in answer:
+        kind, words, *number = answer["error"]
+        message = f"in the pod's user namespace: {words}"
+        if kind == "ValueError":  # the pod's mistake, as in _set_sysctl
+            raise ValueError(message)
+        raise OSError(*number or [errno.EIO], message)
+    named = dict(zip(answer["fds"], fds, strict=True))
+    rtnetlink = named.pop("rtnetlink", None)
+    return _Made({"user": namespace, **named}, rtnetlink, answer["init_pid"])
+
+
+def _make_for_parent(
+    args: dict[str, Any],
+    start: _InitStart | None,
+    namespace: int,
+    uids: list[dict[str, int]],
+    channel: socket.socket,
+) -> NoReturn:
+    """Make namespaces in a user namespace, hand them over, and end."""
+    try:
+        syscalls.setns(namespace, syscalls.CLONE_NEWUSER)
+        userns.become_root()
+        last = max(line["containerID"] + line["size"] - 1 for line in uids)
+        made = _make(args, start, min(last, _INIT_USER))
+        named = dict(made.namespaces)
+        if made.rtnetlink is not None:
+            named["rtnetlink"] = made.rtnetlink
+        answer = {"init_pid": made.init_pid, "fds": list(named)}
+        socket.send_fds(channel, [json.dumps(answer).encode()], list(named.values()))
+    except Exception as err:  # noqa: BLE001 - told to the parent
+        number = [err.errno] if isinstance(err, OSError) and err.errno else []
+        error = [type(err).__name__, str(err), *number]
+        channel.send(json.dumps({"error": error}).encode())
+    finally:
+        os._exit(0)
+
+
+def _kill(pid: int) -> None:
+    """Kill pid 1 and, if it is a child of ours, reap it."""
+    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 def _enter_new(kinds: list[str], hostname: str, sysctls: dict[str, str]) -> None:
@@ -122,38 +263,23 @@ def _pin(source: str, target: str, undo: contextlib.ExitStack) -> None:
     undo.callback(mounts.umount, target)
 
 
-def _mount_shm(target: str, size: int, undo: contextlib.ExitStack) -> None:
+def _mount_shm(
+    target: str, size: int, user: dict[str, Any] | None, undo: contextlib.ExitStack
+) -> None:
     os.mkdir(target)
     undo.callback(os.rmdir, target)
     flags = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
-    mounts.mount("shm", target, "tmpfs", flags, f"mode=1777,size={size}")
+    options = f"mode=1777,size={size}"
+    if user is not None:
+        uid, gid = (userns.host_id(user[kind], 0) for kind in ("uids", "gids"))
+        options += f",uid={uid},gid={gid}"
+    mounts.mount("shm", target, "tmpfs", flags, options)
     undo.callback(mounts.umount, target)
 
 
 def _open_rtnetlink() -> int:
     flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC
     return socket.socket(socket.AF_NETLINK, flags, socket.NETLINK_ROUTE).detach()
-
-
-def _start_init(
-    directory: str, cgroup: str, program: int, undo: contextlib.ExitStack
-) -> tuple[int, int]:
-    """Fork pid 1; returns its host pid and the read end of its status pipe."""
-    capabilities.last()  # read from /proc, which pid 1 has left by the time it needs it
-    syscalls.unshare(syscalls.CLONE_NEWPID)
-    go_read, go_write = os.pipe2(os.O_CLOEXEC)
-    status_read, status_write = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        _become_init(directory, cgroup, program, go_read, status_write)
-    undo.callback(os.waitpid, pid, 0)
-    undo.callback(os.kill, pid, signal.SIGKILL)
-    os.close(go_read)
-    os.close(status_write)
-    _pin("/proc/self/ns/pid_for_children", f"{directory}/ns/pid", undo)
-    _record(f"{directory}/init.json", pid, undo)
-    os.write(go_write, b"g")
-    return pid, status_read
 
 
 def _record(path: str, pid: int, undo: contextlib.ExitStack) -> None:
@@ -171,43 +297,45 @@ def start_time(pid: int) -> int:
         return int(file.read().rpartition(b")")[2].split()[19])
 
 
-def _become_init(directory: str, cgroup: str, program: int, go: int, status: int) -> NoReturn:
+def _become_init(start: _InitStart, user_id: int) -> NoReturn:
     """Turn the fork into the pod's pid 1; leaves by execve or _exit only."""
     try:
-        syscalls.close_all_but([program, go, status])
-        if os.read(go, 1) == b"g":
+        syscalls.close_all_but([start.program, start.read_go, start.write_status])
+        if os.read(start.read_go, 1) == b"g":
             os.setsid()
-            cgroups.manager().join(cgroup, 0)
-            _enter_empty_root(directory)
-            _drop_privileges()
+            if start.cgroup is not None:
+                cgroups.manager().join(start.cgroup, 0)
+            _enter_empty_root()
+            _drop_privileges(user_id)
             _reset_signals()
-            # execve closes program, go and status; stdio is the spawner's and nobody's business.
+            # execve closes program and pipes; stdio is the spawner's and nobody's business.
             for fd in range(3):
                 os.set_inheritable(fd, False)
-            os.execve(program, ["pod-init"], {})
+            os.execve(start.program, ["pod-init"], {})
     except BaseException as err:  # noqa: BLE001 - the worker must not run on in its child
-        os.write(status, f"{type(err).__name__}: {err}".encode())
+        os.write(start.write_status, f"{type(err).__name__}: {err}".encode())
     finally:
         os._exit(1)
 
 
-def _enter_empty_root(directory: str) -> None:
+def _enter_empty_root() -> None:
     """Leave the host's mounts: /proc/1/root of the pod leads nowhere."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     mounts.set_propagation("/", mounts.MS_PRIVATE | mounts.MS_REC)
     flags = mounts.MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
-    mounts.mount("pod-init", directory, "tmpfs", flags, "mode=555,size=4k")
-    os.chdir(directory)
+    # On a directory that is there and that everybody can reach, in a user namespace too.
+    mounts.mount("pod-init", _ROOT, "tmpfs", flags, "mode=555,size=4k")
+    os.chdir(_ROOT)
     syscalls.pivot_root(".", ".")
     mounts.umount(".")
     os.chdir("/")
 
 
-def _drop_privileges() -> None:
+def _drop_privileges(user_id: int) -> None:
     capabilities.apply_bounding(0)
     os.setgroups([])
-    os.setresgid(_INIT_USER, _INIT_USER, _INIT_USER)
-    os.setresuid(_INIT_USER, _INIT_USER, _INIT_USER)
+    os.setresgid(user_id, user_id, user_id)
+    os.setresuid(user_id, user_id, user_id)
     capabilities.apply(_NO_CAPABILITIES)
     syscalls.set_no_new_privs()
 

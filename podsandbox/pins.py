@@ -1,6 +1,6 @@
 """What keeps a sandbox alive without a process of its own: the pins below RUN/sandboxes/ID.
 
-    ns/net, ns/ipc, ns/uts, ns/pid   bind mounts of nsfs
+    ns/{net,ipc,uts,pid,user}        bind mounts of nsfs
     shm                              the pod's /dev/shm, a tmpfs
     init.json                        pid and start time of the shared PID namespace's pid 1
 
@@ -40,6 +40,14 @@ def release(directory: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         _unmount(shm)
         shm.rmdir()
+
+
+def is_pinned(path: Path) -> bool:
+    """Tell whether a namespace is bound there: nsfs is another file system than its directory's."""
+    try:
+        return path.stat().st_dev != path.parent.stat().st_dev
+    except OSError:  # gone
+        return False
 
 
 def _unmount(path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from api.cri import api_pb2 as cri
 from api.errors import InvalidArgumentError, UnimplementedError
 from podsandbox.sysctls import sysctls_for
+from podsandbox.user_namespace import UserNamespace, user_namespace_of
 
 # Of pods that come without a cgroup parent: those of crictl, never of the kubelet. There is no
 # common parent, which would be left behind by the last of them.
@@ -25,7 +26,8 @@ class SandboxPlan:
 
     `namespaces` are those it has of its own, of "net", "ipc" and "uts". `init_cgroup` is that of
     pid 1 of its shared PID namespace, None without one. `own_cgroup`: `cgroup_parent` was made for
-    it and goes with it. `resources` are OCI linux.resources for `cgroup_parent`.
+    it and goes with it. `resources` are OCI linux.resources for `cgroup_parent`. `user` owns the
+    namespaces; None is the host's.
     """
 
     namespaces: tuple[str, ...]
@@ -35,6 +37,7 @@ class SandboxPlan:
     own_cgroup: bool
     init_cgroup: str | None
     resources: Mapping[str, Any]
+    user: UserNamespace | None
 
     @property
     def own_network(self) -> bool:
@@ -57,6 +60,7 @@ def plan_sandbox(sandbox_id: str, config: cri.PodSandboxConfig) -> SandboxPlan:
     linux = config.linux
     options = linux.security_context.namespace_options
     _refuse_unsupported(options)
+    user = user_namespace_of(options)
     namespaces = _namespaces(options)
     own_cgroup = not linux.cgroup_parent
     parent = own_cgroup_of(sandbox_id) if own_cgroup else cgroup_path(linux.cgroup_parent)
@@ -64,7 +68,7 @@ def plan_sandbox(sandbox_id: str, config: cri.PodSandboxConfig) -> SandboxPlan:
     return SandboxPlan(
         namespaces=namespaces,
         hostname=_hostname(config.hostname) if "uts" in namespaces else "",
-        sysctls=sysctls_for(linux.sysctls, namespaces),
+        sysctls=sysctls_for(linux.sysctls, namespaces, all_ids=user is None),
         cgroup_parent=parent,
         own_cgroup=own_cgroup,
         # A leaf: on cgroup v2 the pod's own cgroup cannot hold processes beside its children.
@@ -72,12 +76,11 @@ def plan_sandbox(sandbox_id: str, config: cri.PodSandboxConfig) -> SandboxPlan:
         # The kubelet has set the limits of a cgroup that it made itself. What it passes here are
         # sums that leave out every container without a limit, and would be too tight.
         resources=oci_resources(linux.resources) if own_cgroup else {},
+        user=user,
     )
 
 
 def _refuse_unsupported(options: cri.NamespaceOption) -> None:
-    if options.HasField("userns_options") and options.userns_options.mode != cri.NODE:
-        raise UnimplementedError("user namespaces (hostUsers: false) are not supported")
     if options.pid == cri.TARGET:
         raise InvalidArgumentError("PID mode TARGET is for a container, not for a sandbox")
     for name in ("network", "ipc"):

@@ -8,10 +8,8 @@ from api.errors import InvalidArgumentError
 
 # Values that containerd sets where the pod does not: a network namespace has its own ports and
 # ICMP sockets to give, so that no privilege is needed for them.
-_NETWORK_DEFAULTS = {
-    "net/ipv4/ip_unprivileged_port_start": "0",
-    "net/ipv4/ping_group_range": "0 2147483647",
-}
+_UNPRIVILEGED_PORTS = {"net/ipv4/ip_unprivileged_port_start": "0"}
+_UNPRIVILEGED_ICMP = {"net/ipv4/ping_group_range": "0 2147483647"}
 
 # ipc/ipc_sysctl.c
 _IPC = frozenset(
@@ -29,15 +27,23 @@ _IPC = frozenset(
 )
 _MQUEUE = "fs/mqueue/"  # ipc/mq_sysctl.c
 _NET = "net/"
+# The hostname has a field of its own; the (NIS) domain name has not.
+_DOMAINNAME = "kernel/domainname"
 
 
-def sysctls_for(wanted: Mapping[str, str], namespaces: Collection[str]) -> dict[str, str]:
+def sysctls_for(
+    wanted: Mapping[str, str], namespaces: Collection[str], *, all_ids: bool = True
+) -> dict[str, str]:
     """Return path below /proc/sys -> value, the defaults included.
 
-    `namespaces` are the pod's own, of "net", "ipc" and "uts". Raises InvalidArgumentError for a
-    sysctl that is not namespaced, or whose namespace is the host's.
+    `namespaces` are the pod's own, of "net", "ipc" and "uts". Without `all_ids` a user namespace
+    has not all the groups that the default gives ICMP sockets to, and the kernel would refuse it.
+    Raises InvalidArgumentError for a sysctl that is not namespaced, or whose namespace is the
+    host's.
     """
-    chosen = dict(_NETWORK_DEFAULTS) if "net" in namespaces else {}
+    chosen: dict[str, str] = {}
+    if "net" in namespaces:
+        chosen |= _UNPRIVILEGED_PORTS | (_UNPRIVILEGED_ICMP if all_ids else {})
     for name, value in wanted.items():
         path = path_of(name)
         kind = _namespace_of(path)
@@ -71,4 +77,6 @@ def _namespace_of(path: str) -> str | None:
         return "net"
     if path in _IPC or path.startswith(_MQUEUE):
         return "ipc"
+    if path == _DOMAINNAME:
+        return "uts"
     return None

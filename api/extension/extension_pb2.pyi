@@ -130,6 +130,92 @@ class ImportImageResponse(_message.Message):
     names: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class ExportImagesRequest(_message.Message):
+    __slots__ = ("images",)
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, images: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ExportImagesResponse(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class InspectImageRequest(_message.Message):
+    __slots__ = ("image",)
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    def __init__(self, image: _Optional[str] = ...) -> None: ...
+
+class InspectImageResponse(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: str
+    def __init__(self, json: _Optional[str] = ...) -> None: ...
+
+class VerifyImagesRequest(_message.Message):
+    __slots__ = ("images",)
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, images: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class VerifyImagesResponse(_message.Message):
+    __slots__ = ("kind", "name", "images", "damages", "note")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    DAMAGES_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    name: str
+    images: _containers.RepeatedScalarFieldContainer[str]
+    damages: _containers.RepeatedScalarFieldContainer[str]
+    note: str
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., images: _Optional[_Iterable[str]] = ..., damages: _Optional[_Iterable[str]] = ..., note: _Optional[str] = ...) -> None: ...
+
+class CollectImagesRequest(_message.Message):
+    __slots__ = ("unused",)
+    UNUSED_FIELD_NUMBER: _ClassVar[int]
+    unused: bool
+    def __init__(self, unused: _Optional[bool] = ...) -> None: ...
+
+class CollectImagesResponse(_message.Message):
+    __slots__ = ("images", "layers", "blobs", "freed_bytes")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedScalarFieldContainer[str]
+    layers: int
+    blobs: int
+    freed_bytes: int
+    def __init__(self, images: _Optional[_Iterable[str]] = ..., layers: _Optional[int] = ..., blobs: _Optional[int] = ..., freed_bytes: _Optional[int] = ...) -> None: ...
+
+class MountImageRequest(_message.Message):
+    __slots__ = ("image", "target")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    target: str
+    def __init__(self, image: _Optional[str] = ..., target: _Optional[str] = ...) -> None: ...
+
+class MountImageResponse(_message.Message):
+    __slots__ = ("image_id",)
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    image_id: str
+    def __init__(self, image_id: _Optional[str] = ...) -> None: ...
+
+class UnmountImageRequest(_message.Message):
+    __slots__ = ("target",)
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    def __init__(self, target: _Optional[str] = ...) -> None: ...
+
+class UnmountImageResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class WatchPullsRequest(_message.Message):
     __slots__ = ("image",)
     IMAGE_FIELD_NUMBER: _ClassVar[int]

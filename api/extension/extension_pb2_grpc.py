@@ -49,6 +49,36 @@ class ExtensionStub:
                 request_serializer=api_dot_extension_dot_extension__pb2.ImportImageRequest.SerializeToString,
                 response_deserializer=api_dot_extension_dot_extension__pb2.ImportImageResponse.FromString,
                 _registered_method=True)
+        self.ExportImages = channel.unary_stream(
+                '/criserver.extension.v1.Extension/ExportImages',
+                request_serializer=api_dot_extension_dot_extension__pb2.ExportImagesRequest.SerializeToString,
+                response_deserializer=api_dot_extension_dot_extension__pb2.ExportImagesResponse.FromString,
+                _registered_method=True)
+        self.InspectImage = channel.unary_unary(
+                '/criserver.extension.v1.Extension/InspectImage',
+                request_serializer=api_dot_extension_dot_extension__pb2.InspectImageRequest.SerializeToString,
+                response_deserializer=api_dot_extension_dot_extension__pb2.InspectImageResponse.FromString,
+                _registered_method=True)
+        self.VerifyImages = channel.unary_stream(
+                '/criserver.extension.v1.Extension/VerifyImages',
+                request_serializer=api_dot_extension_dot_extension__pb2.VerifyImagesRequest.SerializeToString,
+                response_deserializer=api_dot_extension_dot_extension__pb2.VerifyImagesResponse.FromString,
+                _registered_method=True)
+        self.CollectImages = channel.unary_unary(
+                '/criserver.extension.v1.Extension/CollectImages',
+                request_serializer=api_dot_extension_dot_extension__pb2.CollectImagesRequest.SerializeToString,
+                response_deserializer=api_dot_extension_dot_extension__pb2.CollectImagesResponse.FromString,
+                _registered_method=True)
+        self.MountImage = channel.unary_unary(
+                '/criserver.extension.v1.Extension/MountImage',
+                request_serializer=api_dot_extension_dot_extension__pb2.MountImageRequest.SerializeToString,
+                response_deserializer=api_dot_extension_dot_extension__pb2.MountImageResponse.FromString,
+                _registered_method=True)
+        self.UnmountImage = channel.unary_unary(
+                '/criserver.extension.v1.Extension/UnmountImage',
+                request_serializer=api_dot_extension_dot_extension__pb2.UnmountImageRequest.SerializeToString,
+                response_deserializer=api_dot_extension_dot_extension__pb2.UnmountImageResponse.FromString,
+                _registered_method=True)
         self.WatchPulls = channel.unary_stream(
                 '/criserver.extension.v1.Extension/WatchPulls',
                 request_serializer=api_dot_extension_dot_extension__pb2.WatchPullsRequest.SerializeToString,
@@ -100,6 +130,54 @@ class ExtensionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportImages(self, request, context):
+        """Writes images as one archive: an OCI image layout that `docker load` reads as well.
+
+        NOT_FOUND: no such image. FAILED_PRECONDITION: a part of it is not on disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InspectImage(self, request, context):
+        """Returns all that is known of an image: names, layers, blobs, configuration, who uses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyImages(self, request, context):
+        """Reads every blob and every unpacked layer again and compares it with its digest. What is found
+        damaged counts as missing from then on: the next pull of the image repairs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectImages(self, request, context):
+        """Removes what broken-off pulls have left and, if asked, images that nothing uses. What a
+        container, a mount or a pull in progress needs stays, and so do pinned images.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MountImage(self, request, context):
+        """Mounts an image read-only at an existing directory of the node; its layers stay as long.
+
+        FAILED_PRECONDITION: something of ours is mounted there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnmountImage(self, request, context):
+        """Undoes MountImage. FAILED_PRECONDITION: nothing of ours is mounted there, or it is busy.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchPulls(self, request, context):
         """Tells how far the pulls under way are: all of them as they are now, and again whenever
         something has changed (a few times a second at most). Nothing under way is an answer without
@@ -128,6 +206,36 @@ def add_ExtensionServicer_to_server(servicer, server):
                     servicer.ImportImage,
                     request_deserializer=api_dot_extension_dot_extension__pb2.ImportImageRequest.FromString,
                     response_serializer=api_dot_extension_dot_extension__pb2.ImportImageResponse.SerializeToString,
+            ),
+            'ExportImages': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportImages,
+                    request_deserializer=api_dot_extension_dot_extension__pb2.ExportImagesRequest.FromString,
+                    response_serializer=api_dot_extension_dot_extension__pb2.ExportImagesResponse.SerializeToString,
+            ),
+            'InspectImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectImage,
+                    request_deserializer=api_dot_extension_dot_extension__pb2.InspectImageRequest.FromString,
+                    response_serializer=api_dot_extension_dot_extension__pb2.InspectImageResponse.SerializeToString,
+            ),
+            'VerifyImages': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyImages,
+                    request_deserializer=api_dot_extension_dot_extension__pb2.VerifyImagesRequest.FromString,
+                    response_serializer=api_dot_extension_dot_extension__pb2.VerifyImagesResponse.SerializeToString,
+            ),
+            'CollectImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectImages,
+                    request_deserializer=api_dot_extension_dot_extension__pb2.CollectImagesRequest.FromString,
+                    response_serializer=api_dot_extension_dot_extension__pb2.CollectImagesResponse.SerializeToString,
+            ),
+            'MountImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.MountImage,
+                    request_deserializer=api_dot_extension_dot_extension__pb2.MountImageRequest.FromString,
+                    response_serializer=api_dot_extension_dot_extension__pb2.MountImageResponse.SerializeToString,
+            ),
+            'UnmountImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnmountImage,
+                    request_deserializer=api_dot_extension_dot_extension__pb2.UnmountImageRequest.FromString,
+                    response_serializer=api_dot_extension_dot_extension__pb2.UnmountImageResponse.SerializeToString,
             ),
             'WatchPulls': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchPulls,
@@ -216,6 +324,168 @@ class Extension:
             '/criserver.extension.v1.Extension/ImportImage',
             api_dot_extension_dot_extension__pb2.ImportImageRequest.SerializeToString,
             api_dot_extension_dot_extension__pb2.ImportImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/criserver.extension.v1.Extension/ExportImages',
+            api_dot_extension_dot_extension__pb2.ExportImagesRequest.SerializeToString,
+            api_dot_extension_dot_extension__pb2.ExportImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/criserver.extension.v1.Extension/InspectImage',
+            api_dot_extension_dot_extension__pb2.InspectImageRequest.SerializeToString,
+            api_dot_extension_dot_extension__pb2.InspectImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/criserver.extension.v1.Extension/VerifyImages',
+            api_dot_extension_dot_extension__pb2.VerifyImagesRequest.SerializeToString,
+            api_dot_extension_dot_extension__pb2.VerifyImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/criserver.extension.v1.Extension/CollectImages',
+            api_dot_extension_dot_extension__pb2.CollectImagesRequest.SerializeToString,
+            api_dot_extension_dot_extension__pb2.CollectImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MountImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/criserver.extension.v1.Extension/MountImage',
+            api_dot_extension_dot_extension__pb2.MountImageRequest.SerializeToString,
+            api_dot_extension_dot_extension__pb2.MountImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnmountImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/criserver.extension.v1.Extension/UnmountImage',
+            api_dot_extension_dot_extension__pb2.UnmountImageRequest.SerializeToString,
+            api_dot_extension_dot_extension__pb2.UnmountImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

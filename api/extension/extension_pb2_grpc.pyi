@@ -16,6 +16,12 @@ class ExtensionStub:
     Exec: grpc.StreamStreamMultiCallable[extension_pb2.ExecInput, extension_pb2.ExecOutput]
     Attach: grpc.StreamStreamMultiCallable[extension_pb2.AttachInput, extension_pb2.AttachOutput]
     ImportImage: grpc.UnaryUnaryMultiCallable[extension_pb2.ImportImageRequest, extension_pb2.ImportImageResponse]
+    ExportImages: grpc.UnaryStreamMultiCallable[extension_pb2.ExportImagesRequest, extension_pb2.ExportImagesResponse]
+    InspectImage: grpc.UnaryUnaryMultiCallable[extension_pb2.InspectImageRequest, extension_pb2.InspectImageResponse]
+    VerifyImages: grpc.UnaryStreamMultiCallable[extension_pb2.VerifyImagesRequest, extension_pb2.VerifyImagesResponse]
+    CollectImages: grpc.UnaryUnaryMultiCallable[extension_pb2.CollectImagesRequest, extension_pb2.CollectImagesResponse]
+    MountImage: grpc.UnaryUnaryMultiCallable[extension_pb2.MountImageRequest, extension_pb2.MountImageResponse]
+    UnmountImage: grpc.UnaryUnaryMultiCallable[extension_pb2.UnmountImageRequest, extension_pb2.UnmountImageResponse]
     WatchPulls: grpc.UnaryStreamMultiCallable[extension_pb2.WatchPullsRequest, extension_pb2.WatchPullsResponse]
 
 @type_check_only
@@ -23,6 +29,12 @@ class ExtensionAsyncStub:
     Exec: grpc.aio.StreamStreamMultiCallable[extension_pb2.ExecInput, extension_pb2.ExecOutput]
     Attach: grpc.aio.StreamStreamMultiCallable[extension_pb2.AttachInput, extension_pb2.AttachOutput]
     ImportImage: grpc.aio.UnaryUnaryMultiCallable[extension_pb2.ImportImageRequest, extension_pb2.ImportImageResponse]
+    ExportImages: grpc.aio.UnaryStreamMultiCallable[extension_pb2.ExportImagesRequest, extension_pb2.ExportImagesResponse]
+    InspectImage: grpc.aio.UnaryUnaryMultiCallable[extension_pb2.InspectImageRequest, extension_pb2.InspectImageResponse]
+    VerifyImages: grpc.aio.UnaryStreamMultiCallable[extension_pb2.VerifyImagesRequest, extension_pb2.VerifyImagesResponse]
+    CollectImages: grpc.aio.UnaryUnaryMultiCallable[extension_pb2.CollectImagesRequest, extension_pb2.CollectImagesResponse]
+    MountImage: grpc.aio.UnaryUnaryMultiCallable[extension_pb2.MountImageRequest, extension_pb2.MountImageResponse]
+    UnmountImage: grpc.aio.UnaryUnaryMultiCallable[extension_pb2.UnmountImageRequest, extension_pb2.UnmountImageResponse]
     WatchPulls: grpc.aio.UnaryStreamMultiCallable[extension_pb2.WatchPullsRequest, extension_pb2.WatchPullsResponse]
 
 class ExtensionServicer:
@@ -41,6 +53,36 @@ class ExtensionServicer:
         request: extension_pb2.ImportImageRequest,
         context: grpc.aio.ServicerContext[extension_pb2.ImportImageRequest, extension_pb2.ImportImageResponse],
     ) -> extension_pb2.ImportImageResponse: ...
+    def ExportImages(
+        self,
+        request: extension_pb2.ExportImagesRequest,
+        context: grpc.aio.ServicerContext[extension_pb2.ExportImagesRequest, extension_pb2.ExportImagesResponse],
+    ) -> AsyncIterator[extension_pb2.ExportImagesResponse]: ...
+    async def InspectImage(
+        self,
+        request: extension_pb2.InspectImageRequest,
+        context: grpc.aio.ServicerContext[extension_pb2.InspectImageRequest, extension_pb2.InspectImageResponse],
+    ) -> extension_pb2.InspectImageResponse: ...
+    def VerifyImages(
+        self,
+        request: extension_pb2.VerifyImagesRequest,
+        context: grpc.aio.ServicerContext[extension_pb2.VerifyImagesRequest, extension_pb2.VerifyImagesResponse],
+    ) -> AsyncIterator[extension_pb2.VerifyImagesResponse]: ...
+    async def CollectImages(
+        self,
+        request: extension_pb2.CollectImagesRequest,
+        context: grpc.aio.ServicerContext[extension_pb2.CollectImagesRequest, extension_pb2.CollectImagesResponse],
+    ) -> extension_pb2.CollectImagesResponse: ...
+    async def MountImage(
+        self,
+        request: extension_pb2.MountImageRequest,
+        context: grpc.aio.ServicerContext[extension_pb2.MountImageRequest, extension_pb2.MountImageResponse],
+    ) -> extension_pb2.MountImageResponse: ...
+    async def UnmountImage(
+        self,
+        request: extension_pb2.UnmountImageRequest,
+        context: grpc.aio.ServicerContext[extension_pb2.UnmountImageRequest, extension_pb2.UnmountImageResponse],
+    ) -> extension_pb2.UnmountImageResponse: ...
     def WatchPulls(
         self,
         request: extension_pb2.WatchPullsRequest,

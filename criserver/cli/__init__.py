@@ -43,16 +43,21 @@ VERBS = {
     "rm": Verb("remove containers, with the pods that `run` made for them", CONTAINERS),
     "images": Verb("list images", IMAGES),
     "pull": Verb("pull images from a registry", IMAGES),
-    "image": Verb("import images from a file", IMAGES),
+    "image": Verb("import, export, inspect, verify, gc and mount images", IMAGES),
     "rmi": Verb("remove images", IMAGES),
     "serve": Verb("run the daemon", DAEMON),
     "config": Verb("print or check the daemon's configuration", DAEMON),
+    "network": Verb("reset the built-in network", DAEMON),
     "info": Verb("show the state of the runtime", DAEMON),
     "version": Verb("show the versions of client and runtime", DAEMON),
 }
 
 # These parse their own arguments, and import what they need when they need it.
-PROGRAMS = {"serve": "criserver.daemon", "config": "criserver.config"}
+PROGRAMS = {
+    "serve": "criserver.daemon",
+    "config": "criserver.config",
+    "network": "criserver.network_reset",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from criserver.container_spec import mounts, namespaces, process, resources, sec
 from criserver.container_spec.fields import invalid
 from criserver.container_spec.inputs import ContainerSpecInput, HostFacts, Sandbox
 from criserver.container_spec.mounts import image_volumes
+from criserver.container_spec.process import oom_score_adj
 from criserver.container_spec.resources import limits
 from criserver.container_spec.security import localhost_profile
 
@@ -24,6 +25,7 @@ __all__ = [
     "image_volumes",
     "limits",
     "localhost_profile",
+    "oom_score_adj",
 ]
 
 OCI_VERSION = "1.2.0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -58,6 +58,8 @@ class ContainerSpecInput:
     host: HostFacts
     devices: tuple[Device, ...] = ()  # config.devices, resolved (host_devices.requested)
     volumes: Mapping[str, str] = field(default_factory=dict)  # image_volumes() -> host directory
+    image_mounts: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    # index in config.mounts -> the lower directories of its image, top first
     seccomp_profile: Mapping[str, Any] | None = None  # of localhost_profile(), parsed
     target_pid_namespace: str = ""  # for NamespaceMode TARGET: /proc/PID/ns/pid of the target
 

@@ -159,6 +159,8 @@ def _requested(given: ContainerSpecInput, index: int, mount: api_pb2.Mount) -> M
     destination = absolute_path(f"{field}.container_path", mount.container_path)
     if destination == "/":
         raise invalid(f"{field}.container_path", "the root cannot be mounted over")
+    if mount.HasField("image"):
+        return _image_mount(given, index, destination)
     source = absolute_path(f"{field}.host_path", mount.host_path)
     if mount.propagation not in PROPAGATION:
         raise invalid(f"{field}.propagation", f"unknown value {mount.propagation}")
@@ -166,6 +168,15 @@ def _requested(given: ContainerSpecInput, index: int, mount: api_pb2.Mount) -> M
     return _bind(destination, source, *options, *_extra_options(field, mount)) | _mappings(
         mount.uidMappings, mount.gidMappings
     )
+
+
+def _image_mount(given: ContainerSpecInput, index: int, destination: str) -> Mount:
+    """Return an image volume: an overlay without a writable layer, for the init to mount."""
+    mount = given.config.mounts[index]
+    options = [f"lowerdir+={lower}" for lower in given.image_mounts[index]]
+    options += ["ro", "nodev", "nosuid", *_extra_options(f"config.mounts[{index}]", mount)]
+    # Mappings can be the container's own only, which the executor gives to the layers by itself.
+    return _mount(destination, "overlay", "image", *options)
 
 
 def _access(given: ContainerSpecInput, field: str, mount: api_pb2.Mount) -> str:

@@ -33,7 +33,7 @@ def process(given: ContainerSpecInput) -> dict[str, Any]:
         "noNewPrivileges": given.context.no_new_privs,
     }
     if given.config.linux.HasField("resources"):
-        made["oomScoreAdj"] = _oom_score_adj(given.config.linux.resources.oom_score_adj)
+        made["oomScoreAdj"] = oom_score_adj(given.config.linux.resources.oom_score_adj)
     profile = security.apparmor_profile(given.context, given.host)
     if profile:
         made["apparmorProfile"] = profile
@@ -98,7 +98,8 @@ def _directory(given: ContainerSpecInput) -> str:
     return posixpath.join("/", image)
 
 
-def _oom_score_adj(value: int) -> int:
+def oom_score_adj(value: int) -> int:
+    """Return the value if the kernel knows it (man 5 proc)."""
     if not MIN_OOM_SCORE <= value <= MAX_OOM_SCORE:
         raise invalid(
             "linux.resources.oom_score_adj",

@@ -17,6 +17,7 @@ import enum
 import json
 import signal
 import sqlite3
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -159,22 +160,35 @@ def container_name(metadata: cri.ContainerMetadata, sandbox: cri.PodSandboxMetad
     return "_".join((metadata.name, *pod, str(metadata.attempt)))
 
 
+# Called after a change is on disk and in memory.
+Observer = Callable[["cri.ContainerEventType", Container], None]
+
+
+def _nobody(_change: cri.ContainerEventType, _container: Container) -> None:
+    """Observe nothing."""
+
+
 class ContainerStore:
     """The table and its mirror; used on the event loop's thread only."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, changed: Observer = _nobody) -> None:
         self._connection = connection
+        self.changed = changed
         self.mirror: Mirror[Container] = Mirror("container")
         with connection:
             connection.execute(TABLE)
+        self._of_sandbox: dict[str, dict[str, None]] = {}
         rows = f"SELECT {', '.join(COLUMNS)} FROM containers ORDER BY created_at"
         for row in connection.execute(rows):
-            self.mirror.put(Container(*row))
+            self._add(Container(*row))
 
     def of_sandbox(self, sandbox_id: str) -> list[Container]:
         """Return the containers of a sandbox, those that are being made included."""
-        everything = self.mirror.made() + self.mirror.unmade()
-        return [container for container in everything if container.sandbox_id == sandbox_id]
+        return [self.mirror.exact(each) for each in self._of_sandbox.get(sandbox_id, ())]
+
+    def _add(self, container: Container) -> None:
+        self.mirror.put(container)
+        self._of_sandbox.setdefault(container.sandbox_id, {})[container.id] = None
 
     def reserve(
         self, container_id: str, name: str, sandbox_id: str, config: cri.ContainerConfig
@@ -190,22 +204,23 @@ class ContainerStore:
                 f"INSERT INTO containers ({', '.join(COLUMNS)}) VALUES ({places})",
                 astuple(container),
             )
-        self.mirror.put(container)
+        self._add(container)
         return container
 
     def created(self, container_id: str, **values: Any) -> Container:
         """Make a container CREATED and visible; `values` are the columns that creation found."""
-        return self._update(container_id, **values)
+        return self._tell(cri.CONTAINER_CREATED_EVENT, self._update(container_id, **values))
 
     def started(self, container_id: str, started_at: int) -> Container:
         """Take the success of start."""
         check_transition(self.mirror.exact(container_id).state, Event.START)
-        return self._update(container_id, started_at=started_at)
+        started = self._update(container_id, started_at=started_at)
+        return self._tell(cri.CONTAINER_STARTED_EVENT, started)
 
     def start_failed(self, container_id: str, message: str, now: int) -> Container:
         """Take the failure of start: EXITED, StartError, 128."""
         check_transition(self.mirror.exact(container_id).state, Event.START_FAILED)
-        return self._update(
+        failed = self._update(
             container_id,
             finished_at=now,
             pid=0,
@@ -213,6 +228,7 @@ class ContainerStore:
             reason=REASON_START_ERROR,
             message=message,
         )
+        return self._tell(cri.CONTAINER_STOPPED_EVENT, failed)
 
     def exited(self, container_id: str, exit_code: int, finished_at: int, oom: bool) -> Container:
         """Take the exit record; a container that has EXITED already keeps what it has."""
@@ -221,14 +237,15 @@ class ContainerStore:
             return container
         check_transition(container.state, Event.EXIT)
         reason = REASON_OOM_KILLED if oom else REASON_ERROR if exit_code else REASON_COMPLETED
-        return self._update(
+        exited = self._update(
             container_id, finished_at=finished_at, pid=0, exit_code=exit_code, reason=reason
         )
+        return self._tell(cri.CONTAINER_STOPPED_EVENT, exited)
 
     def lost(self, container_id: str, message: str, now: int) -> Container:
         """Take that nobody knows how the container ended: EXITED, Unknown, 255."""
         check_transition(self.mirror.exact(container_id).state, Event.LOST)
-        return self._update(
+        lost = self._update(
             container_id,
             finished_at=now,
             pid=0,
@@ -236,6 +253,7 @@ class ContainerStore:
             reason=REASON_UNKNOWN,
             message=message,
         )
+        return self._tell(cri.CONTAINER_STOPPED_EVENT, lost)
 
     def stop_signalled(self, container_id: str) -> Container:
         """Remember that the stop signal has been sent: it is sent once."""
@@ -243,9 +261,24 @@ class ContainerStore:
 
     def remove(self, container_id: str) -> None:
         """Remove a container and free its name."""
+        container = self.mirror.exact(container_id)
         with self._connection:
             self._connection.execute("DELETE FROM containers WHERE id = ?", (container_id,))
         self.mirror.drop(container_id)
+        siblings = self._of_sandbox[container.sandbox_id]
+        del siblings[container_id]
+        if not siblings:
+            del self._of_sandbox[container.sandbox_id]
+        if container.made:
+            self._tell(cri.CONTAINER_DELETED_EVENT, container)
+
+    def configured(self, container_id: str, config: cri.ContainerConfig) -> Container:
+        """Take new limits into the config of a container."""
+        return self._update(container_id, config=config.SerializeToString())
+
+    def _tell(self, change: cri.ContainerEventType, container: Container) -> Container:
+        self.changed(change, container)
+        return container
 
     def _update(self, container_id: str, **changes: Any) -> Container:
         container = replace(self.mirror.exact(container_id), **changes)

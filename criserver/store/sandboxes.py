@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -74,11 +75,20 @@ def sandbox_name(metadata: cri.PodSandboxMetadata) -> str:
     return "_".join((metadata.name, metadata.namespace, metadata.uid, str(metadata.attempt)))
 
 
+# Called after a change is on disk and in memory.
+Observer = Callable[["cri.ContainerEventType", Sandbox], None]
+
+
+def _nobody(_change: cri.ContainerEventType, _sandbox: Sandbox) -> None:
+    """Observe nothing."""
+
+
 class SandboxStore:
     """The table and its mirror; used on the event loop's thread only."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, changed: Observer = _nobody) -> None:
         self._connection = connection
+        self.changed = changed
         self.mirror: Mirror[Sandbox] = Mirror("pod sandbox")
         with connection:
             connection.execute(TABLE)
@@ -100,18 +110,32 @@ class SandboxStore:
 
     def created(self, sandbox_id: str, runtime: dict[str, Any], created_at: int) -> Sandbox:
         """Make a sandbox READY and visible."""
-        return self._update(sandbox_id, runtime=json.dumps(runtime), created_at=created_at)
+        made = self._update(sandbox_id, runtime=json.dumps(runtime), created_at=created_at)
+        self.changed(cri.CONTAINER_CREATED_EVENT, made)
+        self.changed(cri.CONTAINER_STARTED_EVENT, made)
+        return made
 
     def stopped(self, sandbox_id: str, stopped_at: int) -> Sandbox:
         """Make a sandbox NOTREADY; the first time stays."""
         sandbox = self.mirror.exact(sandbox_id)
-        return sandbox if sandbox.stopped_at else self._update(sandbox_id, stopped_at=stopped_at)
+        if sandbox.stopped_at:
+            return sandbox
+        sandbox = self._update(sandbox_id, stopped_at=stopped_at)
+        self.changed(cri.CONTAINER_STOPPED_EVENT, sandbox)
+        return sandbox
+
+    def configured(self, sandbox_id: str, config: cri.PodSandboxConfig) -> Sandbox:
+        """Take new resources into the config of a sandbox."""
+        return self._update(sandbox_id, config=config.SerializeToString())
 
     def remove(self, sandbox_id: str) -> None:
         """Remove a sandbox and free its name; its containers are gone before."""
+        sandbox = self.mirror.exact(sandbox_id)
         with self._connection:
             self._connection.execute("DELETE FROM sandboxes WHERE id = ?", (sandbox_id,))
         self.mirror.drop(sandbox_id)
+        if sandbox.made:
+            self.changed(cri.CONTAINER_DELETED_EVENT, sandbox)
 
     def _update(self, sandbox_id: str, **changes: Any) -> Sandbox:
         sandbox = replace(self.mirror.exact(sandbox_id), **changes)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from podsandbox.network.pod_cidrs import PodCIDRs
+
 State = dict[str, Any]
 
 # The pod's interface, as in every CNI runtime.
@@ -86,18 +88,29 @@ class Network(Protocol):
     async def detach(self, pod: PodNetworkRequest, state: State) -> None:
         """Take back what attach gave; idempotent, also when the namespace is gone."""
 
-    def status(self) -> NetworkStatus:
+    async def discard(self, sandbox_id: str) -> None:
+        """As detach, for a sandbox of which no more than the id is known; idempotent."""
+
+    async def status(self) -> NetworkStatus:
         """Say whether a pod could be attached now."""
 
     async def reconcile(self, live: Collection[str]) -> None:
-        """Remove what belongs to no sandbox of `live` (ids), and restore what a crash took."""
+        """Remove what belongs to no sandbox of `live` (ids), and restore what a crash took.
+
+        What programs do for it goes on in the background.
+        """
 
     async def close(self) -> None:
         """End what runs in the background; the pods keep their network."""
 
 
 class ConfigurableNetwork(Network, Protocol):
-    """A provider that is there only when someone configured it."""
+    """A provider that is there only when someone configured it.
+
+    `problems`: sandbox id -> what is wrong with the network of a pod that lives.
+    """
+
+    problems: dict[str, str]
 
     def configured(self) -> bool:
         """Say whether a configuration exists, usable or not."""
@@ -110,9 +123,15 @@ class SelectedNetwork:
     """
 
     def __init__(
-        self, cni: ConfigurableNetwork, builtin: Network, *, fall_back: bool = True
+        self,
+        cni: ConfigurableNetwork,
+        builtin: Network,
+        pod_cidrs: PodCIDRs,
+        *,
+        fall_back: bool = True,
     ) -> None:
         """With `fall_back` off, pods wait for a CNI configuration; old ones are still detached."""
+        self.pod_cidrs = pod_cidrs
         self._cni = cni
         self._builtin = builtin
         self._fall_back = fall_back
@@ -137,9 +156,22 @@ class SelectedNetwork:
             case "builtin":
                 await self._builtin.detach(pod, state["state"])
 
-    def status(self) -> NetworkStatus:
+    async def discard(self, sandbox_id: str) -> None:
+        """Detach by whichever provider knows the sandbox."""
+        await self._cni.discard(sandbox_id)
+        await self._builtin.discard(sandbox_id)
+
+    def provider(self) -> str:
+        """Return the name of the provider that the next pod would get."""
+        return self._current()[0]
+
+    async def status(self) -> NetworkStatus:
         """Return the status of the provider that the next pod would get."""
-        return self._current()[1].status()
+        return await self._current()[1].status()
+
+    def problem(self, sandbox_id: str) -> str:
+        """Return what is wrong with the network of a pod that lives; "" when nothing is known."""
+        return self._cni.problems.get(sandbox_id, "")
 
     async def reconcile(self, live: Collection[str]) -> None:
         """Reconcile both: pods of either may be live."""

@@ -207,6 +207,15 @@ class Leases:
         )
         return {row[0] for row in rows}
 
+    def holds(self, sandbox_id: str) -> bool:
+        """Say whether a sandbox holds a lease or a host port."""
+        row = self._database.execute(
+            "SELECT 1 FROM leases WHERE sandbox_id = ?1"
+            " UNION SELECT 1 FROM host_ports WHERE sandbox_id = ?1",
+            (sandbox_id,),
+        ).fetchone()
+        return row is not None
+
     def release(self, sandbox_ids: Collection[str]) -> None:
         """Free what the sandboxes hold; of those that hold nothing too."""
         now = time.time_ns()

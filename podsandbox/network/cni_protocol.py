@@ -11,10 +11,7 @@ from typing import Any
 from api.errors import InvalidArgumentError
 from podsandbox.network import INTERFACE, PodNetworkRequest
 from podsandbox.network.bandwidth import bandwidth_of
-from podsandbox.network.cni_config import VERSIONS, CNIConfig, Plugin
-
-# The first version whose DEL is given the result of ADD.
-_DEL_WITH_RESULT = VERSIONS.index("0.4.0")
+from podsandbox.network.cni_config import CNIConfig, Plugin, from_json
 
 # Plugins call iptables, ip, tc; the daemon's own environment is not theirs to see.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -49,6 +46,17 @@ class Attachment:
             "result": self.result,
         }
 
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Attachment:
+        """Read what as_json has made."""
+        return cls(
+            stored["sandbox_id"],
+            from_json(stored["config"]),
+            stored["capabilities"],
+            stored["args"],
+            stored["result"],
+        )
+
 
 def cni_args(pod: PodNetworkRequest) -> str:
     """Return CNI_ARGS as containerd and CRI-O fill it."""
@@ -65,10 +73,11 @@ def cni_args(pod: PodNetworkRequest) -> str:
     return ";".join(f"{key}={value}" for key, value in pairs.items())
 
 
-def capabilities(pod: PodNetworkRequest) -> dict[str, Any]:
+def capabilities(pod: PodNetworkRequest, ranges: Sequence[str] = ()) -> dict[str, Any]:
     """Return the runtime's values for the capabilities that a plugin may declare (CONVENTIONS.md).
 
-    What the pod does not ask for is left out. Raises InvalidArgumentError for its annotations.
+    What the pod does not ask for is left out. `ranges` are the node's pod CIDRs, one for each IP
+    family. Raises InvalidArgumentError for the pod's annotations.
     """
     values: dict[str, Any] = {"io.kubernetes.cri.pod-annotations": dict(pod.annotations)}
     mappings = [
@@ -92,6 +101,8 @@ def capabilities(pod: PodNetworkRequest) -> dict[str, Any]:
             "searches": list(pod.dns.searches),
             "options": list(pod.dns.options),
         }
+    if ranges:
+        values["ipRanges"] = [[{"subnet": subnet}] for subnet in ranges]
     if pod.cgroup_path:
         values["cgroupPath"] = pod.cgroup_path
     return values
@@ -128,10 +139,30 @@ def plugin_input(attachment: Attachment, plugin: Plugin, previous: Result | None
     return json.dumps(document).encode()
 
 
+def network_environment(command: str, bin_dirs: Sequence[str]) -> dict[str, str]:
+    """Return the environment of an operation on a whole network: GC, STATUS."""
+    return {"CNI_COMMAND": command, "CNI_PATH": ":".join(bin_dirs), "PATH": _PATH}
+
+
+def network_input(config: CNIConfig, plugin: Plugin, **more: Any) -> bytes:
+    """Return what a plugin reads on stdin in an operation on a whole network."""
+    document = {key: value for key, value in plugin.items() if key != "capabilities"}
+    return json.dumps(
+        document | {"name": config.name, "cniVersion": config.version} | more
+    ).encode()
+
+
+def gc_input(config: CNIConfig, plugin: Plugin, valid: Sequence[str]) -> bytes:
+    """Return what GC reads on stdin; everything of other sandboxes than `valid` may go."""
+    attachments = [{"containerID": sandbox_id, "ifname": INTERFACE} for sandbox_id in valid]
+    # The spec names the first, the library's first releases the second: both are sent, as there.
+    keys = ("cni.dev/valid-attachments", "cni.dev/attachments")
+    return network_input(config, plugin, **dict.fromkeys(keys, attachments))
+
+
 def result_for_del(attachment: Attachment) -> Result | None:
     """Return the result that DEL passes on; versions before 0.4.0 do not know it."""
-    known = VERSIONS.index(attachment.config.version) >= _DEL_WITH_RESULT
-    return attachment.result if known else None
+    return attachment.result if attachment.config.since("0.4.0") else None
 
 
 def parse_result(stdout: bytes, version: str) -> Result:

@@ -17,6 +17,8 @@ from runtimeshim.linux.nftables import Listed, Nftables, NftablesError
 #   localnet     route_localnet lets the host's 127.0.0.1 reach pods; a pod must not reach the
 #                services on it in return (CVE-2020-8558).
 #   host_ports   connections to an address of the host, from outside and from the host itself.
+#   output       but not to ::1, from which the kernel has no way out and back (IPv6 knows no
+#                route_localnet): refused at once, a client of "localhost" goes on with 127.0.0.1.
 #   prerouting   remembers, for the same packet's postrouting, at which address of the host a pod
 #                asked: `ct original` tells it from the address of a Kubernetes service, whose
 #                clients must keep their source address.
@@ -37,6 +39,7 @@ table inet $table {
   }
   chain output {
     type nat hook output priority -100;
+    ip6 daddr ::1 return
     fib daddr type local jump host_ports
   }
   chain postrouting {
@@ -130,7 +133,8 @@ class Firewall:
     def ensure(self, subnets: Sequence[IPNetwork], ports: Iterable[HostPort]) -> None:
         """Make the table and the elements of `ports`, in place of what was there."""
         self._nft.run(ruleset(self._bridge, subnets, ports))
-        self._accept_forwarding()
+        for version in sorted({subnet.version for subnet in subnets}):
+            self._accept_forwarding(_FAMILIES[version]["ip"])
 
     def add(self, ports: Iterable[HostPort]) -> None:
         """Add host ports, all or none."""
@@ -152,21 +156,21 @@ class Firewall:
         # "add" first makes the deletion of what may be missing succeed, in one transaction.
         name = f"inet {self._bridge}"
         self._nft.run(f"add table {name}\ndelete table {name}\n")
-        for rule in self._forward_rules():
-            handle = rule["handle"]
-            self._nft.run(f"delete rule ip filter FORWARD handle {handle}")
+        for family in ("ip", "ip6"):
+            for rule in self._forward_rules(family):
+                self._nft.run(f"delete rule {family} filter FORWARD handle {rule['handle']}")
 
-    def _accept_forwarding(self) -> None:
+    def _accept_forwarding(self, family: str) -> None:
         """Let pods' packets pass an iptables FORWARD chain whose policy drops them.
 
         An accept in a table of ours would not do: every base chain at a hook has its say. The rules
         go to the end of the chain, so that whatever others reject explicitly stays rejected.
         """
-        if not self._forward_drops() or self._forward_rules():
+        if not self._forward_drops(family) or self._forward_rules(family):
             return
         for direction in ("iifname", "oifname"):
             self._nft.run(
-                f'add rule ip filter FORWARD {direction} "{self._bridge}" counter accept'
+                f'add rule {family} filter FORWARD {direction} "{self._bridge}" counter accept'
                 f' comment "{self._mark}"'
             )
 
@@ -174,20 +178,20 @@ class Firewall:
     def _mark(self) -> str:
         return f"criserver bridge {self._bridge}"
 
-    def _forward_drops(self) -> bool:
+    def _forward_drops(self, family: str) -> bool:
         return any(
             entry["chain"].get("policy") == "drop"
-            for entry in self._forward_chain()
+            for entry in self._forward_chain(family)
             if "chain" in entry
         )
 
-    def _forward_rules(self) -> list[Listed]:
-        rules = [entry["rule"] for entry in self._forward_chain() if "rule" in entry]
+    def _forward_rules(self, family: str) -> list[Listed]:
+        rules = [entry["rule"] for entry in self._forward_chain(family) if "rule" in entry]
         return [rule for rule in rules if rule.get("comment") == self._mark]
 
-    def _forward_chain(self) -> list[Listed]:
+    def _forward_chain(self, family: str) -> list[Listed]:
         try:
-            return self._nft.run("list chain ip filter FORWARD")
+            return self._nft.run(f"list chain {family} filter FORWARD")
         except NftablesError as err:
             if err.missing:
                 return []

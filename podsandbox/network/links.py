@@ -14,6 +14,7 @@ from pathlib import Path
 from podsandbox.network import INTERFACE, rtnetlink
 from podsandbox.network.addresses import gateway_of
 from podsandbox.network.netlink_socket import NetlinkSocket
+from podsandbox.network.qdisc import Bandwidth, limit_rate
 from podsandbox.network.rtnetlink import RTM_NEWLINK, IPInterface, IPNetwork, Link, Route
 
 # With 12 digits of the sandbox's id it fills the 15 bytes of an interface name (IFNAMSIZ).
@@ -24,6 +25,8 @@ _DEFAULT_MTU = 1500
 
 _MAIN_TABLE = rtnetlink.RT_TABLE_MAIN
 
+_SYSCTLS = Path("/proc/sys/net")
+
 
 def port_name(sandbox_id: str) -> str:
     """Return the name of the host's end of a pod's veth pair."""
@@ -33,10 +36,9 @@ def port_name(sandbox_id: str) -> str:
 class Links:
     """One bridge and its ports. `alias` on the bridge tells whose it is."""
 
-    def __init__(self, bridge: str, alias: str, mtu: int | None = None) -> None:
+    def __init__(self, bridge: str, alias: str) -> None:
         self.bridge = bridge
         self._alias = alias
-        self._mtu = mtu
         self._netlink = NetlinkSocket()
 
     def close(self) -> None:
@@ -48,25 +50,24 @@ class Links:
         link = self._find(self.bridge)
         return None if link is None else link.kind == "bridge" and link.alias == self._alias
 
-    def ensure(self, subnets: Sequence[IPNetwork]) -> None:
+    def ensure(self, subnets: Sequence[IPNetwork], mtu: int | None) -> None:
         """Create the bridge with its addresses, or complete what is there; turn forwarding on.
 
-        Raises FileExistsError when the name is somebody else's.
+        `mtu` (bytes) None is the uplink's. Raises FileExistsError when the name is somebody else's.
         """
         link = self._find(self.bridge)
+        mtu = mtu or self._uplink_mtu()
         if link is None:
-            self._netlink.request(
-                rtnetlink.new_bridge(self.bridge, _random_address(), self._uplink_mtu())
-            )
+            self._netlink.request(rtnetlink.new_bridge(self.bridge, _random_address(), mtu))
         elif link.kind != "bridge" or link.alias not in ("", self._alias):
             # Without an alias it is the remains of a start that was cut short.
             raise FileExistsError(
                 errno.EEXIST,
                 f"interface {self.bridge} exists and belongs to {link.alias or 'something else'}",
             )
-        self._netlink.request(
-            rtnetlink.set_up(self.bridge, alias=self._alias, mtu=self._uplink_mtu())
-        )
+        if any(subnet.version == 6 for subnet in subnets):
+            _set_sysctl(f"ipv6/conf/{self.bridge}/disable_ipv6", "0")
+        self._netlink.request(rtnetlink.set_up(self.bridge, alias=self._alias, mtu=mtu))
         index = self._get(self.bridge).index
         for subnet in subnets:
             self._ensure_address(index, subnet)
@@ -86,7 +87,17 @@ class Links:
             # Lets 127.0.0.1:PORT of the host reach a pod; firewall.py closes the way back.
             _set_sysctl(f"ipv4/conf/{self.bridge}/route_localnet", "1")
         if 6 in versions:
+            self._keep_default_routes()
             _set_sysctl("ipv6/conf/all/forwarding", "1")
+
+    def _keep_default_routes(self) -> None:
+        """Let uplinks go on taking router advertisements: a router ignores them by default."""
+        names = {link.index: link.name for link in self.links()}
+        for route in self.routes():
+            if route.destination is None and route.version == 6 and route.interface in names:
+                name = f"ipv6/conf/{names[route.interface]}/accept_ra"
+                if _sysctl(name) == "1":
+                    _set_sysctl(name, "2")  # also when forwarding (ip-sysctl.rst)
 
     def attach(
         self,
@@ -94,6 +105,7 @@ class Links:
         netns: int,
         pod: NetlinkSocket,
         interfaces: Sequence[IPInterface],
+        bandwidth: Bandwidth,
     ) -> None:
         """Plug a pod in: `netns` is its namespace, `pod` a socket opened in there."""
         name = port_name(sandbox_id)
@@ -110,7 +122,11 @@ class Links:
             rtnetlink.set_bridge_port(name, self._mark(sandbox_id)),
         )
         try:
-            _configure(pod, interfaces)
+            index = _configure(pod, interfaces)
+            if bandwidth.egress:
+                pod.request(limit_rate(index, bandwidth.egress))
+            if bandwidth.ingress:
+                self._netlink.request(limit_rate(self._get(name).index, bandwidth.ingress))
         except OSError:
             self.delete(sandbox_id)
             raise
@@ -174,8 +190,6 @@ class Links:
         return rtnetlink.parse_link(reply.body)
 
     def _uplink_mtu(self) -> int:
-        if self._mtu is not None:
-            return self._mtu
         uplinks = {
             route.interface
             for route in self.routes()
@@ -196,7 +210,8 @@ def overlaps(subnet: IPNetwork, routes: Iterable[Route]) -> bool:
     )
 
 
-def _configure(pod: NetlinkSocket, interfaces: Sequence[IPInterface]) -> None:
+def _configure(pod: NetlinkSocket, interfaces: Sequence[IPInterface]) -> int:
+    """Bring the pod's interface up with its addresses; returns its index."""
     replies = pod.request(rtnetlink.set_up(INTERFACE), rtnetlink.get_link(INTERFACE))
     index = rtnetlink.parse_link(replies[0].body).index
     for interface in interfaces:
@@ -204,6 +219,7 @@ def _configure(pod: NetlinkSocket, interfaces: Sequence[IPInterface]) -> None:
         pod.request(
             rtnetlink.new_address(index, interface), rtnetlink.new_default_route(index, gateway)
         )
+    return index
 
 
 def _interface(subnet: IPNetwork) -> IPInterface:
@@ -221,7 +237,10 @@ def _random_address() -> bytes:
     return b"\x0a\x58" + secrets.token_bytes(4)
 
 
+def _sysctl(name: str) -> str:
+    return (_SYSCTLS / name).read_text().strip()
+
+
 def _set_sysctl(name: str, value: str) -> None:
-    path = Path("/proc/sys/net") / name
-    if path.read_text().strip() != value:
-        path.write_text(value)
+    if _sysctl(name) != value:
+        (_SYSCTLS / name).write_text(value)

@@ -1,4 +1,4 @@
-"""A blocking rtnetlink socket: requests in one datagram, their answers, errors with their cause.
+"""A blocking netlink socket: requests in one datagram, their answers, errors with their cause.
 
 The kernel does the work of a request inside send(2), so the answer is there when send returns. What
 can take long is the wait for the kernel's own rtnl lock: callers on an event loop use a thread.
@@ -27,13 +27,13 @@ _TIMEOUT_SECONDS = 30.0
 
 
 class NetlinkSocket:
-    """One NETLINK_ROUTE socket; it acts in the network namespace in which it was opened."""
+    """One netlink socket; it acts in the network namespace in which it was opened."""
 
-    def __init__(self, fd: int | None = None) -> None:
+    def __init__(self, fd: int | None = None, protocol: int = socket.NETLINK_ROUTE) -> None:
         """Adopt `fd`, opened elsewhere, or open a socket in the caller's own namespace."""
         if fd is None:
             flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-            self._socket = socket.socket(socket.AF_NETLINK, flags, socket.NETLINK_ROUTE)
+            self._socket = socket.socket(socket.AF_NETLINK, flags, protocol)
         else:
             self._socket = socket.socket(fileno=fd)
         self._sequence = 0

@@ -53,6 +53,7 @@ IFLA_MTU = 4
 IFLA_MASTER = 10
 IFLA_LINKINFO = 18
 IFLA_IFALIAS = 20
+IFLA_STATS64 = 23
 IFLA_NET_NS_FD = 28
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
@@ -70,6 +71,7 @@ _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, chang
 _ADDRESS = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefix length, flags, scope, index
 # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _ROUTE = struct.Struct("=BBBBBBBBI")
+_COUNTERS = struct.Struct("=8Q")  # rtnl_link_stats64, as far as it is read
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 
 
@@ -116,10 +118,26 @@ class Link:
 class Route:
     """A route; `destination` is None for a default route."""
 
+    version: int
     destination: IPNetwork | None
     gateway: IPAddress | None
     interface: int
     table: int
+
+
+@dataclass(frozen=True)
+class InterfaceCounters:
+    """What an interface has received and sent since it was made (linux/if_link.h)."""
+
+    name: str
+    rx_packets: int
+    tx_packets: int
+    rx_bytes: int
+    tx_bytes: int
+    rx_errors: int
+    tx_errors: int
+    rx_dropped: int
+    tx_dropped: int
 
 
 def attribute(kind: int, data: bytes) -> bytes:
@@ -339,6 +357,14 @@ def parse_link(body: bytes) -> Link:
     )
 
 
+def parse_counters(body: bytes) -> InterfaceCounters:
+    """Read the counters from the body of an RTM_NEWLINK: the head of rtnl_link_stats64."""
+    attrs = attributes(body[_LINK.size :])
+    return InterfaceCounters(
+        _string(attrs.get(IFLA_IFNAME, b"")), *_COUNTERS.unpack_from(attrs[IFLA_STATS64])
+    )
+
+
 def parse_route(body: bytes) -> Route | None:
     """Read the body of an RTM_NEWROUTE; None for what is neither IPv4 nor IPv6."""
     family, length, _, _, table, _, _, _, _ = _ROUTE.unpack_from(body)
@@ -350,7 +376,8 @@ def parse_route(body: bytes) -> Route | None:
         destination = ipaddress.ip_network((attrs[RTA_DST], length))
     gateway = ipaddress.ip_address(attrs[RTA_GATEWAY]) if RTA_GATEWAY in attrs else None
     table = _integer(attrs.get(RTA_TABLE), table)
-    return Route(destination, gateway, _integer(attrs.get(RTA_OIF)), table)
+    version = 4 if family == socket.AF_INET else 6
+    return Route(version, destination, gateway, _integer(attrs.get(RTA_OIF)), table)
 
 
 def _string(data: bytes) -> str:

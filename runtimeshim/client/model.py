@@ -65,6 +65,7 @@ class Rootfs:
     lowerdirs: tuple[str, ...]
     upperdir: str
     workdir: str
+    volatile: bool = False  # no sync reaches the disk
 
 
 @dataclass(frozen=True)

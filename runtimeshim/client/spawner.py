@@ -279,6 +279,7 @@ def _options(options: ShimOptions) -> dict[str, Any]:
         else {
             "lowerdirs": list(rootfs.lowerdirs),
             "upperdir": rootfs.upperdir,
+            "volatile": rootfs.volatile,
             "workdir": rootfs.workdir,
         },
         "log_path": None if options.log_path is None else str(options.log_path),

@@ -28,6 +28,7 @@ MS_NOSYMFOLLOW = 0x100
 MS_NOATIME = 0x400
 MS_NODIRATIME = 0x800
 MS_BIND = 0x1000
+MS_MOVE = 0x2000
 MS_REC = 0x4000
 MS_UNBINDABLE = 1 << 17
 MS_PRIVATE = 1 << 18
@@ -56,6 +57,7 @@ MOUNT_ATTR__ATIME = 0x70
 MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_STRICTATIME = 0x20
 MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_IDMAP = 0x100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
 AT_FDCWD = -100
@@ -195,10 +197,14 @@ def mount_setattr(
     set_: int = 0,
     clear: int = 0,
     propagation: int = 0,
+    user_namespace: int = 0,
     recursive: bool = False,
 ) -> None:
-    """Change a mount's attributes by fd (Linux 5.12)."""
-    attr = MountAttr(set_, clear, propagation, 0)
+    """Change a mount's attributes by fd (Linux 5.12).
+
+    With MOUNT_ATTR_IDMAP in `set_` its ids are mapped by `user_namespace`, an nsfs fd.
+    """
+    attr = MountAttr(set_, clear, propagation, user_namespace)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     check(
         libc.syscall(

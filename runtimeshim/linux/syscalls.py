@@ -228,3 +228,67 @@ def prepare_execve(path: str, argv: Sequence[str], env: Sequence[str]) -> Callab
         check(-1, "execve", path)
 
     return execve
+
+
+class _IoVector(ctypes.Structure):
+    """struct iovec"""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _MessageHeader(ctypes.Structure):
+    """struct msghdr"""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint),
+        ("vectors", ctypes.POINTER(_IoVector)),
+        ("vector_count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class _FdControl(ctypes.Structure):
+    """struct cmsghdr with one fd, padded as CMSG_SPACE has it (man 3 cmsg)."""
+
+    _fields_ = (
+        ("length", ctypes.c_size_t),
+        ("level", ctypes.c_int),
+        ("kind", ctypes.c_int),
+        ("fd", ctypes.c_int),
+        ("padding", ctypes.c_int),
+    )
+
+
+def prepare_send_fd(connection: int, payload: bytes) -> Callable[[int], None]:
+    """Return what sends `payload` with one fd on a stream socket, and closes both.
+
+    It only calls sendmsg and close: all memory is allocated now, for a seccomp filter may deny
+    what an allocator calls.
+    """
+    sol_socket, scm_rights, msg_nosignal = 1, 1, 0x4000
+    content = ctypes.create_string_buffer(payload, len(payload))
+    vector = _IoVector(ctypes.addressof(content), len(payload))
+    control = _FdControl(_FdControl.padding.offset, sol_socket, scm_rights, -1, 0)
+    header = _MessageHeader(
+        None,
+        0,
+        ctypes.pointer(vector),
+        1,
+        ctypes.addressof(control),
+        ctypes.sizeof(control),
+        0,
+    )
+    call, address = libc.sendmsg, ctypes.byref(header)
+
+    def send(fd: int, _keep: object = (content, vector, control)) -> None:
+        control.fd = fd
+        sent = check(call(connection, address, msg_nosignal), "sendmsg(seccomp notify fd)")
+        os.close(fd)
+        os.close(connection)
+        if sent != len(payload):
+            raise OSError(90, "sendmsg(seccomp notify fd): the listener took a part of it only")
+
+    return send

@@ -11,8 +11,11 @@ from typing import Any
 
 from runtimeshim import wire
 from runtimeshim.linux import cgroups
-from runtimeshim.oci import init, process
+from runtimeshim.linux.syscalls import set_child_subreaper
+from runtimeshim.oci import hooks, init, intel_rdt, net_devices, scheduling
+from runtimeshim.oci import spec as oci_spec
 from runtimeshim.oci.errors import SpecError, StageError
+from runtimeshim.oci.idmaps import IdMaps
 from runtimeshim.oci.namespaces import Namespaces
 
 # config.json holds a seccomp profile and mounts; one that is larger is no honest spec.
@@ -53,7 +56,9 @@ class Container:
         linux: Mapping[str, Any] = spec.get("linux") or {}
         # The specification leaves the path to the runtime where the spec has none.
         self.cgroup_path = linux.get("cgroupsPath") or f"/{os.path.basename(bundle)}"
+        self.invocation = init.Invocation()
         self.streams = Streams()
+        self._rdt_class = ""
         self.pid = 0
         self.pidfd = -1
         self.sync: socket.socket | None = None
@@ -66,23 +71,33 @@ class Container:
         *,
         stdin: bool = False,
         stdio: tuple[int, int, int] | None = None,
+        invocation: init.Invocation | None = None,
     ) -> None:
         """Make everything up to the wait before execve. Raises StageError; undoes what it made.
 
-        The container's streams are pipes in `streams`, or the caller's own `stdio`.
+        The container's streams are pipes in `streams`, or the caller's own `stdio`. With a gate in
+        `invocation` it is that which starts the container, not `start`.
         """
+        self.invocation = invocation or self.invocation
         undo: list[Callable[[], None]] = []
         stage = "spec"
         try:
             began = time.monotonic_ns()
-            check(self.spec)
-            namespaces = Namespaces((self.spec.get("linux") or {}).get("namespaces") or ())
+            oci_spec.check_cgroup_path(self.cgroup_path)
+            linux: Mapping[str, Any] = self.spec.get("linux") or {}
+            namespaces = Namespaces(linux.get("namespaces") or (), linux)
             undo.append(namespaces.close)
+            self._idmaps = IdMaps(self.spec, namespaces.user_fd)
+            undo.append(self._idmaps.close)
+            rdt = linux.get("intelRdt")
+            if rdt:
+                undo.append(self._leave_rdt_class)
+                self._rdt_class = intel_rdt.prepare(rdt, self._id())
             stage = "cgroup"
             undo.append(self.delete_cgroup)
             self.manager.create(self.cgroup_path)
             # Without any rule for devices, a container still has the default ones only.
-            resources = {"devices": [], **((self.spec.get("linux") or {}).get("resources") or {})}
+            resources = {"devices": [], **(linux.get("resources") or {})}
             self.manager.apply(self.cgroup_path, resources)
             self.timings["cgroup"] = time.monotonic_ns() - began
             stage = "fork"
@@ -96,6 +111,7 @@ class Container:
             stage = "init"
             self._wait_ready()
             namespaces.close()
+            self._idmaps.close()
             self.timings["total"] = time.monotonic_ns() - began
         except BaseException as err:
             for step in reversed(undo):
@@ -130,7 +146,11 @@ class Container:
             namespaces=namespaces,
             stdio=stdio,
             seccomp_cache=self.seccomp_cache,
+            invocation=self.invocation,
+            idmaps=self._idmaps.by_mount,
         )
+        if namespaces.user_fd is not None:
+            set_child_subreaper()  # the init will be our child's child
         began = time.monotonic_ns()
         self.pid = namespaces.fork()
         if self.pid == 0:
@@ -152,6 +172,27 @@ class Container:
         return theirs_in, theirs_out, theirs_err
 
     def _wait_ready(self) -> None:
+        while True:
+            message, fds = self._receive()
+            if "moved" in message:
+                self._follow(message["moved"])
+            elif "join" in message:
+                self.manager.join(self.cgroup_path, self.pid)
+            elif "hooks" in message:
+                self._do_create_hooks()
+            else:
+                break
+            self._answer_go()
+        self.timings |= message["timings"]
+        self.warnings += message["warnings"]
+        if fds:
+            self.streams.terminal = fds[0]
+        scheduling.apply(self.spec["process"], self.pid)
+        if self._rdt_class:
+            intel_rdt.join(self._rdt_class, self.pid)
+
+    def _receive(self) -> tuple[wire.Message, list[int]]:
+        """Read what the init says next. Raises StageError when it says what failed, or died."""
         assert self.sync is not None
         answer = wire.receive(self.sync)
         if answer is None:
@@ -161,10 +202,35 @@ class Container:
         message, fds = answer
         if "error" in message:
             raise StageError(message["stage"], message["error"], message["kind"])
-        self.timings |= message["timings"]
-        self.warnings += message["warnings"]
-        if fds:
-            self.streams.terminal = fds[0]
+        return message, fds
+
+    def _answer_go(self) -> None:
+        assert self.sync is not None
+        wire.send(self.sync, {"op": "go"})
+
+    def _follow(self, pid: int) -> None:
+        """Go on with the child that our child made in the user namespace, and is now ours."""
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+
+    def _do_create_hooks(self) -> None:
+        """Do what is the runtime's before the pivot: network devices and hooks."""
+        wanted = (self.spec.get("linux") or {}).get("netDevices")
+        if wanted:
+            net_devices.move_all(wanted, self.pid)
+        hooks.run(hooks.of(self.spec, "prestart", "createRuntime"), self.state("creating"))
+
+    def state(self, status: str) -> dict[str, Any]:
+        """Return the container's state, as hooks get it."""
+        return hooks.state(
+            self.spec,
+            container_id=self._id(),
+            status=status,
+            pid=self.pid if status != "stopped" else 0,
+            bundle=self.bundle,
+        )
 
     def _why(self) -> str:
         """Explain an init that died without a word: most often its memory limit was too small."""
@@ -187,9 +253,33 @@ class Container:
         self.sync.close()
         self.sync = None
         if answer is None:
-            return None
+            return self.run_poststart()
         message, _ = answer
         return StageError(message["stage"], message["error"], message["kind"])
+
+    def run_poststart(self) -> StageError | None:
+        """Run the poststart hooks; with one that fails the container is killed, as runc has it."""
+        wanted = hooks.of(self.spec, "poststart")
+        try:
+            hooks.run(wanted, self.state("running") if wanted else {})
+        except StageError as err:
+            self.manager.kill(self.cgroup_path)
+            return err
+        return None
+
+    def _id(self) -> str:
+        return self.invocation.container_id or os.path.basename(self.bundle)
+
+    def _leave_rdt_class(self) -> None:
+        wanted = (self.spec.get("linux") or {}).get("intelRdt")
+        if wanted:
+            intel_rdt.remove(wanted, self._id())
+
+    def run_poststop(self) -> list[str]:
+        """Run the poststop hooks, once the container is gone; returns warnings."""
+        self._leave_rdt_class()
+        wanted = hooks.of(self.spec, "poststop")
+        return hooks.run_all(wanted, self.state("stopped")) if wanted else []
 
     def _kill(self) -> None:
         os.kill(self.pid, 9)
@@ -202,7 +292,7 @@ class Container:
 
 
 def load(bundle: str) -> Mapping[str, Any]:
-    """Read config.json. Raises StageError."""
+    """Read config.json, and see that it can be carried out. Raises StageError."""
     path = f"{bundle}/config.json"
     try:
         with open(path, "rb", buffering=0) as source:
@@ -212,30 +302,8 @@ def load(bundle: str) -> Mapping[str, Any]:
         raise StageError("spec", f"{path} cannot be read: {err}") from err
     if len(content) > MAX_SPEC or not isinstance(spec, dict):
         raise StageError("spec", f"{path} is no JSON object of at most {MAX_SPEC} bytes")
+    try:
+        oci_spec.check(spec)
+    except SpecError as err:
+        raise StageError("spec", str(err), "spec") from err
     return spec
-
-
-def check(spec: Mapping[str, Any]) -> None:
-    """Refuse a spec that cannot be carried out, before anything is made. Raises SpecError."""
-    for field in ("root", "process"):
-        if not isinstance(spec.get(field), dict):
-            raise SpecError(f"{field}: missing, or not an object")
-    wanted = spec["process"]
-    if not wanted.get("args"):
-        raise SpecError("process.args: empty; there is nothing to execute")
-    if not str(wanted.get("cwd", "")).startswith("/"):
-        raise SpecError(f"process.cwd: {wanted.get('cwd')!r} is not an absolute path")
-    if not isinstance(wanted.get("user", {}), dict):
-        raise SpecError("process.user: not an object")
-    process.check_user(wanted.get("user", {}))
-    for number, mount in enumerate(spec.get("mounts") or ()):
-        if not str(mount.get("destination", "")).startswith("/"):
-            raise SpecError(f"mounts[{number}].destination: not an absolute path")
-    check_cgroup_path((spec.get("linux") or {}).get("cgroupsPath") or "/default")
-
-
-def check_cgroup_path(path: str) -> None:
-    """Refuse a path that is not below the hierarchy's root: all in it is killed at the end."""
-    parts = path.strip("/").split("/")
-    if not path.startswith("/") or not parts[0] or {"", ".", ".."} & set(parts):
-        raise SpecError(f"linux.cgroupsPath: {path!r} is not an absolute path below the root")

@@ -16,12 +16,18 @@ from typing import Any
 from runtimeshim.linux import seccomp
 
 
-def prepare(profile: Mapping[str, Any] | None, cache: str | None) -> Callable[[], object] | None:
-    """Return what installs the filter of linux.seccomp, allocated ahead; None without one."""
+def prepare(profile: Mapping[str, Any] | None, cache: str | None) -> Callable[[], int] | None:
+    """Return what installs the filter of linux.seccomp, allocated ahead; None without one.
+
+    It returns the notify fd where the profile notifies.
+    """
     if not profile:
         return None
     program = seccomp.compile_profile(profile) if cache is None else _cached(profile, cache)
-    return seccomp.installer(program, profile.get("flags") or ())
+    flags = list(profile.get("flags") or ())
+    if seccomp.needs_listener(profile):
+        flags.append("SECCOMP_FILTER_FLAG_NEW_LISTENER")
+    return seccomp.installer(program, flags)
 
 
 def _cached(profile: Mapping[str, Any], cache: str) -> bytes:

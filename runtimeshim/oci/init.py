@@ -9,23 +9,41 @@
       ├── start ──────────────────────────────►│ seccomp, execve
       │◄──────────────── end of file, or error ┘
 
-The socket is close-on-exec: its end is how the shim learns that execve succeeded.
+The socket is close-on-exec: its end is how the shim learns that execve succeeded. Without a shim,
+`runtimeshim create` is on the left until "ready", and another process from "start" on: then the
+two meet at runtimeshim.oci.gate.
 """
 
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from runtimeshim import wire
 from runtimeshim.linux import cgroups, syscalls
-from runtimeshim.oci import filters, process, resolve, rootfs, terminal
+from runtimeshim.linux import mounts as m
+from runtimeshim.oci import (
+    devices,
+    filters,
+    hooks,
+    listener,
+    mapped,
+    mounting,
+    process,
+    resolve,
+    rootfs,
+    scheduling,
+    sysctls,
+    terminal,
+)
 from runtimeshim.oci.errors import SpecError, StageError
+from runtimeshim.oci.gate import Gate
 from runtimeshim.oci.namespaces import Namespaces
 
 # The exit code of a container whose program could not be started, as the peers report it.
@@ -44,12 +62,40 @@ def forbid_imports() -> None:
     sys.meta_path.clear()
 
 
+class Invocation:
+    """What a caller may ask for beside the spec: the flags of the OCI command line."""
+
+    __slots__ = ("container_id", "gate", "new_keyring", "pivot", "preserve_fds")
+
+    def __init__(
+        self,
+        *,
+        gate: Gate | None = None,
+        preserve_fds: int = 0,
+        pivot: bool = True,
+        new_keyring: bool = True,
+        container_id: str = "",
+    ) -> None:
+        self.gate = gate  # None: the creator stays and starts it itself
+        self.preserve_fds = preserve_fds  # how many from 3 on the program gets
+        self.pivot = pivot  # False: chroot, for a root on a ramdisk
+        self.new_keyring = new_keyring
+        self.container_id = container_id  # "": the bundle's name is the container's
+
+    def fds(self) -> list[int]:
+        """Return the fds that must outlive the closing of all others."""
+        preserved = list(range(3, 3 + self.preserve_fds))
+        return preserved + ([] if self.gate is None else list(self.gate.fds()))
+
+
 class Plan:
     """All that an init needs, put together by the shim before the fork."""
 
     __slots__ = (
         "bundle",
         "cgroup_path",
+        "idmaps",
+        "invocation",
         "manager",
         "namespaces",
         "overlay",
@@ -70,6 +116,8 @@ class Plan:
         namespaces: Namespaces,
         stdio: tuple[int, int, int] | None,
         seccomp_cache: str | None,
+        invocation: Invocation,
+        idmaps: Mapping[int, int],
     ) -> None:
         self.spec = spec
         self.bundle = bundle
@@ -79,7 +127,16 @@ class Plan:
         self.namespaces = namespaces
         self.stdio = stdio  # None: a terminal
         self.seccomp_cache = seccomp_cache
+        self.invocation = invocation
+        self.idmaps = idmaps  # mount number -> user namespace
         self.rootfs = os.path.join(bundle, spec["root"]["path"])
+
+    def state(self, status: str, pid: int) -> dict[str, Any]:
+        """Return the container's state, as hooks and seccomp listeners get it."""
+        container_id = self.invocation.container_id or os.path.basename(self.bundle)
+        return hooks.state(
+            self.spec, container_id=container_id, status=status, pid=pid, bundle=self.bundle
+        )
 
 
 class Stages:
@@ -104,75 +161,166 @@ class Stages:
 def run(plan: Plan, sync: socket.socket) -> NoReturn:
     """Become the container, or tell the shim why not; never returns."""
     stages = Stages()
+    gate = plan.invocation.gate
     forbid_imports()
     try:
         launch, master = _isolate(plan, sync, stages)
         stages.enter("created")
+        if gate is not None and launch.failure is not None:
+            raise launch.failure  # callers of an OCI runtime expect it of create
         warnings = stages.warnings + launch.warnings
         ready = {"timings": stages.timings, "warnings": warnings}
         wire.send(sync, ready, [] if master is None else [master])
         if master is not None:
             os.close(master)
-        if wire.receive(sync) is None:  # the shim is gone, and with it who could start us
+        if gate is not None:
+            sync.close()
+            gate.wait()
+        elif wire.receive(sync) is None:  # the shim is gone, and with it who could start us
             os._exit(START_FAILED)
+        hooks.run(hooks.of(plan.spec, "startContainer"), plan.state("created", os.getpid()))
         launch.go()
     except BaseException as err:  # noqa: BLE001 - a forked child must not unwind into its parent
-        report(sync, stages.name, err)
+        if gate is not None and sync.fileno() < 0:
+            gate.report(failure_message(stages.name, err))
+        else:
+            report(sync, stages.name, err)
     finally:
         os._exit(START_FAILED)
 
 
 def report(sync: socket.socket, stage: str, err: BaseException) -> None:
     """Tell the other end what failed and where."""
+    wire.send(sync, failure_message(stage, err))
+
+
+def failure_message(stage: str, err: BaseException) -> wire.Message:
+    """Return what Container makes a StageError of again."""
     if isinstance(err, StageError):
-        message = {"error": err.message, "stage": err.stage, "kind": err.kind}
-    elif isinstance(err, SpecError):
-        message = {"error": str(err), "stage": stage, "kind": "spec"}
-    elif isinstance(err, OSError) and err.filename is not None:
-        message = {"error": f"{err.strerror}: {err.filename}", "stage": stage, "kind": "error"}
-    else:
-        message = {"error": str(err) or type(err).__name__, "stage": stage, "kind": "error"}
-    wire.send(sync, message)
+        return {"error": err.message, "stage": err.stage, "kind": err.kind}
+    if isinstance(err, SpecError):
+        return {"error": str(err), "stage": stage, "kind": "spec"}
+    if isinstance(err, OSError) and err.filename is not None:
+        return {"error": f"{err.strerror}: {err.filename}", "stage": stage, "kind": "error"}
+    return {"error": str(err) or type(err).__name__, "stage": stage, "kind": "error"}
 
 
 def _isolate(plan: Plan, sync: socket.socket, stages: Stages) -> tuple[process.Launch, int | None]:
     spec = plan.spec
-    linux: Mapping[str, Any] = spec.get("linux") or {}
     stages.enter("cgroup-join")
-    plan.manager.join(plan.cgroup_path, 0)
+    in_user_namespace = plan.namespaces.user_fd is not None
+    if not in_user_namespace:
+        plan.manager.join(plan.cgroup_path, 0)
     syscalls.set_not_dumpable()
     _prepare_host_side(plan, stages)
     label = process.open_exec_label(spec["process"])
     stages.enter("seccomp-compile")
-    filter_ = filters.prepare(linux.get("seccomp"), plan.seccomp_cache)
+    filter_ = filters.prepare((spec.get("linux") or {}).get("seccomp"), plan.seccomp_cache)
+    connection = listener.connect((spec.get("linux") or {}).get("seccomp"))
+    around = _surroundings(plan)
     stages.enter("namespaces")
+    if in_user_namespace:
+        root, master = _enter_by_user_namespace(plan, sync, stages, around)
+    else:
+        root, master = _enter(plan, sync, stages, around)
+    install = _notifying(plan, filter_, connection)
+    stages.enter("pivot")
+    if plan.invocation.pivot:
+        rootfs.pivot(root)
+    else:
+        rootfs.move_to_root(root)
+    os.close(root)
+    rootfs.set_propagation((spec.get("linux") or {}).get("rootfsPropagation"))
+    if (spec.get("root") or {}).get("readonly"):
+        rootfs.make_root_readonly()
+    stages.enter("credentials")
+    needed = [fd for fd in (label and label[0], master, connection) if fd is not None]
+    syscalls.close_all_but([sync.fileno(), *plan.invocation.fds(), *needed])
+    scheduling.apply_own(spec.get("linux") or {})
+    return process.prepare(spec["process"], install, label), master
+
+
+def _surroundings(plan: Plan) -> mounting.Surroundings:
+    linux: Mapping[str, Any] = plan.spec.get("linux") or {}
+    label = linux.get("mountLabel") or ""
+    mounting.check_label(label)
+    own = any(each["type"] == "cgroup" for each in linux.get("namespaces") or ())
+    return mounting.Surroundings(
+        cgroups=plan.manager.mounts(),
+        cgroup_directories=() if own else plan.manager.directories(plan.cgroup_path),
+        idmaps=plan.idmaps,
+        label=label,
+    )
+
+
+def _notifying(
+    plan: Plan, filter_: Callable[[], int] | None, connection: int | None
+) -> Callable[[], object] | None:
+    """Return the filter's installation, with the notify fd sent to the listener if there is one."""
+    if filter_ is None or connection is None:
+        return filter_
+    profile = plan.spec["linux"]["seccomp"]
+    return listener.wrap(filter_, connection, profile, plan.state("creating", listener.host_pid()))
+
+
+def _enter(
+    plan: Plan, sync: socket.socket, stages: Stages, around: mounting.Surroundings
+) -> tuple[int, int | None]:
+    """Enter the namespaces and fill the root; returns its fd, and the terminal's master."""
     plan.namespaces.enter()
-    _set_names(spec, plan.namespaces.made)
+    _set_names(plan.spec)
     stages.enter("rootfs")
-    rootfs.detach_from_host(linux.get("rootfsPropagation"), plan.rootfs)
+    rootfs.detach_from_host((plan.spec.get("linux") or {}).get("rootfsPropagation"), plan.rootfs)
     if plan.overlay is not None:
         rootfs.mount_overlay(plan.overlay, plan.rootfs)
     else:
         rootfs.bind_root(plan.rootfs)
     root = os.open(plan.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    master = _fill_root(root, plan, stages)
-    stages.enter("pivot")
-    rootfs.pivot(root)
-    os.close(root)
-    if (spec.get("root") or {}).get("readonly"):
-        rootfs.make_root_readonly()
-    stages.enter("credentials")
-    syscalls.close_all_but(
-        [sync.fileno()]
-        + ([] if label is None else [label[0]])
-        + ([] if master is None else [master])
-    )
-    return process.prepare(spec["process"], filter_, label), master
+    return root, _fill_root(root, plan, sync, stages, around, None)
+
+
+def _enter_by_user_namespace(
+    plan: Plan, sync: socket.socket, stages: Stages, around: mounting.Surroundings
+) -> tuple[int, int | None]:
+    """The same with a user namespace, which must own the others; only our child returns.
+
+    A PID namespace is entered by a fork, so it takes one more once we are in the user namespace.
+    The shim hears of the child's pid; only the child joins the cgroup, whose limit may be one task.
+    """
+    user = plan.namespaces.user_fd
+    assert user is not None
+    rootfs.detach_from_host((plan.spec.get("linux") or {}).get("rootfsPropagation"), plan.rootfs)
+    prepared = mapped.prepare(plan.spec, plan.rootfs, plan.overlay, user, around)
+    cgroup = mapped.open_cgroup(plan.manager.directories(plan.cgroup_path))
+    plan.namespaces.enter_user()
+    pid = os.fork()
+    if pid != 0:
+        wire.send(sync, {"moved": pid})
+        os._exit(0)
+    _await_go(sync)
+    if not mapped.join_cgroup(cgroup):
+        wire.send(sync, {"join": True})
+        _await_go(sync)
+    os.setsid()
+    syscalls.set_not_dumpable()  # a change of uid has reset it
+    plan.namespaces.made |= syscalls.CLONE_NEWNS
+    plan.namespaces.enter()
+    _set_names(plan.spec)
+    stages.enter("rootfs")
+    m.move_mount(prepared.root, m.AT_FDCWD)
+    return prepared.root, _fill_root(prepared.root, plan, sync, stages, around, prepared)
+
+
+def _await_go(sync: socket.socket) -> None:
+    if wire.receive(sync) is None:  # the shim is gone, and with it who could start us
+        os._exit(START_FAILED)
 
 
 def _prepare_host_side(plan: Plan, stages: Stages) -> None:
     """What needs the host's procfs, or a kernel that still trusts us."""
     os.setsid()
+    if plan.invocation.new_keyring:
+        _leave_keyring()
     wanted = plan.spec["process"]
     warning = process.set_oom_score_adj(wanted.get("oomScoreAdj"))
     if warning is not None:
@@ -183,33 +331,63 @@ def _prepare_host_side(plan: Plan, stages: Stages) -> None:
             os.dup2(fd, target)
 
 
-def _set_names(spec: Mapping[str, Any], made: int) -> None:
-    """Set host and domain name, in a UTS namespace of our own only: another one is not ours."""
-    if not made & syscalls.CLONE_NEWUTS:
-        return
+def _leave_keyring() -> None:
+    """Begin a session keyring of our own: keys of the caller are none of the container's."""
+    try:
+        syscalls.join_session_keyring(None)
+    except OSError as err:
+        if err.errno != errno.ENOSYS:  # a kernel without keys has none to leave
+            raise
+
+
+def _set_names(spec: Mapping[str, Any]) -> None:
+    """Set host and domain name; the spec's check has seen that it has a UTS namespace."""
     if spec.get("hostname"):
         socket.sethostname(spec["hostname"])
     if spec.get("domainname"):
         syscalls.setdomainname(spec["domainname"])
 
 
-def _fill_root(root: int, plan: Plan, stages: Stages) -> int | None:
+def _fill_root(
+    root: int,
+    plan: Plan,
+    sync: socket.socket,
+    stages: Stages,
+    around: mounting.Surroundings,
+    prepared: mapped.Prepared | None,
+) -> int | None:
     """Make mounts, devices, masks; returns the terminal's master where there is one."""
     spec = plan.spec
     linux: Mapping[str, Any] = spec.get("linux") or {}
     mounts = spec.get("mounts") or ()
     stages.enter("mounts")
-    rootfs.mount_all(root, mounts, plan.manager.mounts())
+    mounting.mount_all(root, mounts, around)
     os.close(resolve.make_directory(root, spec["process"]["cwd"]))
     stages.enter("devices")
-    if not rootfs.is_bind(mounts, "/dev"):
-        rootfs.make_devices(root, linux.get("devices") or ())
+    if prepared is not None and prepared.devices is not None:
+        devices.bind(root, prepared.devices)
+    elif prepared is None and not mounting.is_bind(mounts, "/dev"):
+        devices.fill(root, linux.get("devices") or ())
     master = _open_terminal(root, spec["process"]) if plan.stdio is None else None
+    _run_create_hooks(plan, sync, stages)
     stages.enter("masks")
-    rootfs.write_sysctls(linux.get("sysctl") or {})
+    sysctls.write(linux.get("sysctl") or {})
     rootfs.mask_paths(root, linux.get("maskedPaths") or ())
     rootfs.protect_paths(root, linux.get("readonlyPaths") or ())
     return master
+
+
+def _run_create_hooks(plan: Plan, sync: socket.socket, stages: Stages) -> None:
+    """Let the runtime do its part, then run the container's hooks, as all mounts are there."""
+    linux: Mapping[str, Any] = plan.spec.get("linux") or {}
+    if linux.get("netDevices") or hooks.of(plan.spec, "prestart", "createRuntime"):
+        stages.enter("hooks")
+        wire.send(sync, {"hooks": True})
+        _await_go(sync)
+    own = hooks.of(plan.spec, "createContainer")
+    if own:
+        stages.enter("hooks")
+        hooks.run(own, plan.state("creating", os.getpid()))
 
 
 def _open_terminal(root: int, wanted: Mapping[str, Any]) -> int:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from runtimeshim import wire
 from runtimeshim.linux import cgroups, syscalls
-from runtimeshim.oci import filters, init, namespaces, process, terminal
+from runtimeshim.oci import (
+    filters,
+    init,
+    listener,
+    namespaces,
+    process,
+    scheduling,
+    terminal,
+)
 
 
 def run(
@@ -22,27 +30,59 @@ def run(
     seccomp_cache: str | None,
     stdio: tuple[int, int, int] | None,
     sync: socket.socket,
+    preserve_fds: int = 0,
+    linux: Mapping[str, Any] | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> NoReturn:
-    """Join the container of `pidfd` and execve; runs in a fork that is in its PID namespace."""
+    """Join the container of `pidfd` and execve; runs in a fork that is in its PID namespace.
+
+    `linux` is that object of the container's spec, `state` what a seccomp listener is told.
+    """
     stage = "exec"
     init.forbid_imports()
     try:
-        manager.join(cgroup_path, 0)
         syscalls.set_not_dumpable()
+        scheduling.set_affinity(target, "initial")
+        manager.join(cgroup_path, 0)
+        scheduling.set_affinity(target, "final")
         os.setsid()
         process.set_oom_score_adj(target.get("oomScoreAdj"))
         process.set_rlimits(target.get("rlimits") or ())
         label = process.open_exec_label(target)
-        filter_ = filters.prepare(seccomp_profile, seccomp_cache)
-        syscalls.setns(pidfd, namespaces.ALL)
+        install = _installation(seccomp_profile, seccomp_cache, state)
+        scheduling.apply(target, 0)
+        scheduling.apply_own(linux or {})
+        namespaces.join_all(pidfd)
         os.chdir("/")
         _take_streams(target, stdio, sync)
-        syscalls.close_all_but([sync.fileno()] + ([] if label is None else [label[0]]))
-        process.prepare(target, filter_, label).go()
+        kept = [sync.fileno(), *range(3, 3 + preserve_fds), *install.fds]
+        syscalls.close_all_but(kept + ([] if label is None else [label[0]]))
+        process.prepare(target, install.run, label).go()
     except BaseException as err:  # noqa: BLE001 - a forked child must not unwind into its parent
         init.report(sync, stage, err)
     finally:
         os._exit(init.START_FAILED)
+
+
+class _Installation:
+    """How the filter of the container gets to a process: `run`, with the fds that it needs."""
+
+    __slots__ = ("fds", "run")
+
+    def __init__(self, run: Callable[[], object] | None, fds: list[int]) -> None:
+        self.run = run
+        self.fds = fds
+
+
+def _installation(
+    profile: Mapping[str, Any] | None, cache: str | None, state: Mapping[str, Any] | None
+) -> _Installation:
+    install = filters.prepare(profile, cache)
+    connection = listener.connect(profile)
+    if install is None or profile is None or connection is None:
+        return _Installation(install, [])
+    given = {"ociVersion": "", **(state or {}), "pid": listener.host_pid()}
+    return _Installation(listener.wrap(install, connection, profile, given), [connection])
 
 
 def _take_streams(

@@ -45,8 +45,8 @@ PROPAGATION = {
 # Known to mount(8), without a meaning of their own here.
 _IGNORED = frozenset({"defaults", "bind", "rbind", "loud", "silent"})
 
-# Known to the specification; they come with user namespaces and copied-up tmpfs.
-_NOT_YET = frozenset({"idmap", "ridmap", "tmpcopyup"})
+# The runtime's own work (config.md, "Linux mount options").
+_EXTENSIONS = frozenset({"idmap", "ridmap", "tmpcopyup"})
 
 
 class MountOptions(NamedTuple):
@@ -60,6 +60,8 @@ class MountOptions(NamedTuple):
     clear_recursive: int
     propagation: tuple[int, ...]
     data: tuple[tuple[str, str | None], ...]  # for the filesystem itself
+    copy_up: bool = False
+    recursive_idmap: bool = False
 
 
 def parse(options: list[str], fstype: str, field: str) -> MountOptions:
@@ -69,18 +71,19 @@ def parse(options: list[str], fstype: str, field: str) -> MountOptions:
     propagation = []
     data: list[tuple[str, str | None]] = []
     for option in options:
-        if option in _NOT_YET:
-            raise SpecError(f"{field}.options: {option!r} is not supported yet")
         if option in _ATTRIBUTES:
             _add(plain, _ATTRIBUTES[option])
         elif option in PROPAGATION:
             propagation.append(PROPAGATION[option])
         elif option[:1] == "r" and option[1:] in _ATTRIBUTES:
             _add(recursive, _ATTRIBUTES[option[1:]])
-        elif option not in _IGNORED:
+        elif option not in _IGNORED and option not in _EXTENSIONS:
             key, separator, value = option.partition("=")
             data.append((key, value if separator else None))
     bind = fstype == "bind" or "bind" in options or "rbind" in options
+    copy_up = "tmpcopyup" in options
+    if copy_up and fstype != "tmpfs":
+        raise SpecError(f"{field}.options: tmpcopyup is for a tmpfs, not for {fstype}")
     return MountOptions(
         bind=bind,
         recursive="rbind" in options,
@@ -90,6 +93,8 @@ def parse(options: list[str], fstype: str, field: str) -> MountOptions:
         clear_recursive=recursive[1],
         propagation=tuple(propagation),
         data=tuple(data),
+        copy_up=copy_up,
+        recursive_idmap="ridmap" in options,
     )
 
 
@@ -102,4 +107,5 @@ def _add(into: list[int], change: tuple[int, int]) -> None:
 
 def known() -> list[str]:
     """Return every option with a meaning here, sorted."""
-    return sorted({*_ATTRIBUTES, *(f"r{name}" for name in _ATTRIBUTES), *PROPAGATION, *_IGNORED})
+    recursive = (f"r{name}" for name in _ATTRIBUTES)
+    return sorted({*_ATTRIBUTES, *recursive, *PROPAGATION, *_IGNORED, *_EXTENSIONS})

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from runtimeshim.linux import capabilities, syscalls
-from runtimeshim.oci.errors import SpecError, StageError
+from runtimeshim.oci import fields
+from runtimeshim.oci.errors import StageError
 
 Process = Mapping[str, Any]
 
@@ -19,9 +20,6 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # Bounds what is read of an image's /etc/passwd to find HOME.
 MAX_PASSWD = 1 << 20
-
-# The kernel reads uids as 32 bits; -1 means "no change" to setresuid (CVE-2024-40635).
-MAX_ID = (1 << 31) - 1
 
 # CPython and the spawner ignore these; ignored signals survive execve, handlers do not.
 IGNORED_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP)
@@ -34,21 +32,10 @@ def reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def check_user(user: Mapping[str, Any]) -> None:
-    """Refuse ids that the kernel would wrap or take for 'no change'. Raises SpecError."""
-    ids = {"uid": user.get("uid", 0), "gid": user.get("gid", 0)}
-    groups = {f"additionalGids[{n}]": g for n, g in enumerate(user.get("additionalGids") or ())}
-    for name, value in (ids | groups).items():
-        if not isinstance(value, int) or not 0 <= value <= MAX_ID:
-            raise SpecError(f"process.user.{name}: {value!r} is not between 0 and {MAX_ID}")
-
-
 def set_rlimits(rlimits: Sequence[Mapping[str, Any]]) -> None:
     """Apply process.rlimits (POSIXRlimit)."""
-    for number, limit in enumerate(rlimits):
-        kind = getattr(resource, str(limit["type"]), None)
-        if kind is None or not str(limit["type"]).startswith("RLIMIT_"):
-            raise SpecError(f"process.rlimits[{number}].type: unknown limit {limit['type']!r}")
+    for limit in rlimits:
+        kind = fields.rlimit(limit["type"])
         soft, hard = (_rlimit(limit[key]) for key in ("soft", "hard"))
         try:
             resource.setrlimit(kind, (soft, hard))
@@ -99,7 +86,7 @@ def environment(process: Process) -> list[str]:
     """Return the environment with HOME, from the container's own /etc/passwd if need be."""
     env = list(process.get("env") or ())
     if not any(entry.startswith("HOME=") for entry in env):
-        env.append(f"HOME={_home(process['user'].get('uid', 0))}")
+        env.append(f"HOME={_home((process.get('user') or {}).get('uid') or 0)}")
     return env
 
 
@@ -110,9 +97,13 @@ def _home(uid: int) -> str:
     except OSError:  # no such file in this image: as with an unknown uid
         return "/"
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        # A link may lead to procfs, whose files have no size: to read kmsg would consume it.
+        if not stat.S_ISREG(found.st_mode) or found.st_size == 0:
             return "/"
         content = os.read(fd, MAX_PASSWD)
+    except OSError:  # what cannot be read names nobody
+        return "/"
     finally:
         os.close(fd)
     for line in content.split(b"\n"):
@@ -161,12 +152,13 @@ def _check_executable(path: str, name: str) -> None:
 
 def own_stdio(user: Mapping[str, Any]) -> None:
     """Give pipes and terminals on 0, 1, 2 to the user, so that /dev/stdout can be reopened."""
+    uid = user.get("uid") or 0
     for fd in (0, 1, 2):
         found = os.fstat(fd)
-        if found.st_rdev == os.makedev(1, 3) or found.st_uid == user.get("uid", 0):
+        if found.st_rdev == os.makedev(1, 3) or found.st_uid == uid:
             continue
         try:
-            os.fchown(fd, user.get("uid", 0), -1)
+            os.fchown(fd, uid, -1)
         except OSError:  # a read-only or foreign file: it stays as it was given to us
             continue
 
@@ -234,10 +226,11 @@ def prepare(
     The order is that of runc and crun: bounding set, user, the capability sets,
     no_new_privs; the filter comes first where it needs CAP_SYS_ADMIN, last otherwise.
     """
-    user = process["user"]
+    user = process.get("user") or {}
     no_new_privileges = bool(process.get("noNewPrivileges"))
     own_stdio(user)
-    os.umask(user.get("umask", 0o022))
+    umask = user.get("umask")
+    os.umask(0o022 if umask is None else umask)
     env = environment(process)
     if label is not None:
         _set_label(*label)
@@ -250,9 +243,7 @@ def prepare(
     if sets is not None:
         capabilities.apply_bounding(sets.bounding)
         syscalls.set_keepcaps(True)
-    os.setgroups(user.get("additionalGids") or ())
-    os.setresgid(*[user.get("gid", 0)] * 3)
-    os.setresuid(*[user.get("uid", 0)] * 3)
+    _set_ids(user)
     if sets is not None:
         syscalls.set_keepcaps(False)
         capabilities.apply(sets)
@@ -270,6 +261,19 @@ def prepare(
             None, None, err, warnings
         )  # told by start: a created container may lack its program
     return Launch(syscalls.prepare_execve(path, args, env), filter_, None, warnings)
+
+
+def _set_ids(user: Mapping[str, Any]) -> None:
+    """Take on the user's ids. The primary group is a supplementary one as well.
+
+    Else a process could give it up, and be let in by a mode that shuts the group out
+    (CVE-2022-36109).
+    """
+    uid, gid = user.get("uid") or 0, user.get("gid") or 0
+    groups = list(user.get("additionalGids") or ())
+    os.setgroups(groups if gid in groups else [gid, *groups])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
 
 
 def _set_label(fd: int, label: bytes) -> None:

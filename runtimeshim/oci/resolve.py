@@ -59,11 +59,28 @@ def make_file(root: int, path: str) -> int:
     parts = components(path)
     parent = make_directory(root, "/".join(parts[:-1]))
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(parts[-1], flags, NEW_FILE_MODE, dir_fd=parent))
-        return openat2(parent, parts[-1], os.O_PATH, ONE_STEP)
+        return _make_file_in(parent, parts[-1])
     finally:
         os.close(parent)
+
+
+def make_file_without_symlinks(root: int, path: str) -> int:
+    """Do as make_file, and refuse a symbolic link anywhere in the path (ELOOP)."""
+    directory, name = os.path.split(path)
+    parent = open_without_symlinks(root, directory, os.O_PATH | os.O_DIRECTORY)
+    try:
+        try:
+            return openat2(parent, name, os.O_PATH, ONE_STEP)
+        except FileNotFoundError:
+            return _make_file_in(parent, name)
+    finally:
+        os.close(parent)
+
+
+def _make_file_in(parent: int, name: str) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.close(os.open(name, flags, NEW_FILE_MODE, dir_fd=parent))
+    return openat2(parent, name, os.O_PATH, ONE_STEP)
 
 
 def _deepest(root: int, parts: list[str]) -> tuple[int, list[str]]:

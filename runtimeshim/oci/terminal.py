@@ -37,7 +37,8 @@ def bind_console(root: int, slave: int) -> None:
     """Show the terminal as /dev/console too (runtime-spec, process.terminal)."""
     copy = m.open_tree(slave, "")
     try:
-        target = resolve.make_file(root, "dev/console")
+        # A link would have the terminal shown over any other file, one of /proc for instance.
+        target = resolve.make_file_without_symlinks(root, "dev/console")
         try:
             m.move_mount(copy, target)
         finally:

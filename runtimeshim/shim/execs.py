@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtimeshim import wire
-from runtimeshim.oci import join, process, terminal
+from runtimeshim.oci import join, spec, terminal
 from runtimeshim.oci.container import Container
 from runtimeshim.oci.errors import SpecError, StageError
 from runtimeshim.oci.namespaces import Namespaces
@@ -82,12 +82,10 @@ def start(
 
     Raises StageError with what failed; nothing is left running then.
     """
-    if not target.get("args"):
-        raise StageError("spec", "process.args: empty; there is nothing to execute", "spec")
     if not target.get("terminal") and stdio is None:
         raise StageError("spec", "an exec without a terminal needs three streams", "spec")
     try:
-        process.check_user(target.get("user", {}))
+        spec.check_process(target)
     except SpecError as err:
         raise StageError("spec", str(err), "spec") from err
     ours, theirs = wire.pair()
@@ -124,6 +122,8 @@ def _become(
         seccomp_cache=container.seccomp_cache,
         stdio=stdio,
         sync=sync,
+        linux=container.spec.get("linux"),
+        state=container.state("running"),
     )
 
 

@@ -23,7 +23,7 @@ from runtimeshim.linux import syscalls
 from runtimeshim.oci import terminal
 from runtimeshim.oci.container import Streams
 from runtimeshim.shim.log import LineFormatter, LogFile, timestamp
-from runtimeshim.shim.poller import EDGE, READ, WRITE, Poller
+from runtimeshim.shim.poller import EDGE, HANGUP, READ, WRITE, Poller
 
 READ_SIZE = 64 * 1024  # a pipe's capacity
 READS_PER_TURN = 16  # of a stream that never pauses; all else the shim does waits meanwhile
@@ -54,9 +54,24 @@ class Clients:
         return bool(self._clients)
 
     def add(self, fd: int) -> None:
-        """Take a reader; the fd is ours to close."""
+        """Take a reader; the fd is ours to close, and is as soon as its other side has gone.
+
+        The container may never write again, so a write that fails is no way to find that out.
+        """
         os.set_blocking(fd, False)
-        self._clients.append(Client(fd))
+        client = Client(fd)
+        self._clients.append(client)
+        self._await_hangup(client)
+
+    def _await_hangup(self, client: Client) -> None:
+        try:
+            self._poller.register(client.fd, HANGUP, lambda _: self._gone(client))
+        except PermissionError:  # a regular file: it has no other side (man 2 epoll_ctl)
+            pass
+
+    def _gone(self, client: Client) -> None:
+        self._forget(client)
+        self._measure()
 
     def send(self, data: bytes) -> None:
         """Give all of them `data`, or keep it until they take it."""
@@ -75,6 +90,7 @@ class Clients:
             data = self._write(client, data)
             if not data:
                 return
+            self._poller.unregister(client.fd)
             self._poller.register(client.fd, WRITE, lambda _: self._writable(client))
         client.backlog += data
 
@@ -96,6 +112,8 @@ class Clients:
                 self._poller.unregister(client.fd)
                 if self._ending:
                     self._forget(client)
+                else:
+                    self._await_hangup(client)
         self._measure()
 
     def _forget(self, client: Client) -> None:

@@ -302,6 +302,8 @@ class Supervisor:
             container.manager.delete(container.cgroup_path)
         except OSError as err:  # a stray directory is less than a lost exit code
             os.write(2, f"{container.bundle}: {err}\n".encode())  # RUN/spawner.log
+        for warning in container.run_poststop():
+            os.write(2, f"{warning}\n".encode())  # RUN/spawner.log
         record = ExitRecord(exit_code(status), finished, oom_killed)
         exit_record.write(self._bundle, record)
         self._keeper.release()

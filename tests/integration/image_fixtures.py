@@ -14,6 +14,7 @@ from api.cri import api_pb2 as cri
 from imageservice.hosts import RegistryConfig
 from imageservice.retries import RetryPolicy
 from imageservice.service import WORKERS, ImageService
+from imageservice.settings import ImageSettings
 from imageservice.store import Image
 from runtimeshim.client import Spawner
 from tests.integration import harness, images
@@ -23,7 +24,10 @@ from tests.integration.registry import Registry
 class Images:
     """A service with what tests look at besides."""
 
-    def __init__(self, directory: Path, spawner: Spawner) -> None:
+    def __init__(
+        self, directory: Path, spawner: Spawner, settings: ImageSettings | None = None
+    ) -> None:
+        self.settings = settings
         self.root = directory / "root"
         self.certs_dir = directory / "certs.d"
         self.certs_dir.mkdir(exist_ok=True)
@@ -46,7 +50,7 @@ class Images:
             **settings,
         }
         config = RegistryConfig(**given)
-        self.service = ImageService(self.root, self.database, self.spawner, config)
+        self.service = ImageService(self.root, self.database, self.spawner, config, self.settings)
 
     async def close(self) -> None:
         await self.service.close()
@@ -91,7 +95,10 @@ class Images:
         for top in ("content/blobs/sha256", "content/ingest", "layers", "containers"):
             found += [f"{top}/{path.name}" for path in sorted((self.root / top).iterdir())]
         found.remove("layers/empty")
-        rows = ("images", "image_names", "image_blobs", "layers", "blobs", "snapshots")
+        rows = (
+            "images", "image_names", "image_blobs", "layers", "blobs", "snapshots", "views",
+            "layer_blobs", "damaged_layers", "retired_layers",
+        )  # fmt: skip
         for table in rows:
             count = self.database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
             found += [f"{table}: {count}"] if count else []
@@ -99,13 +106,15 @@ class Images:
 
 
 @asynccontextmanager
-async def running_images(directory: Path) -> AsyncIterator[Images]:
+async def running_images(
+    directory: Path, settings: ImageSettings | None = None
+) -> AsyncIterator[Images]:
     """Run a spawner in a private run directory; both end with the block."""
     run_dir = directory / "run"
     run_dir.mkdir(mode=0o700)
     spawner = await Spawner.connect(run_dir, WORKERS)
     try:
-        images = Images(directory, spawner)
+        images = Images(directory, spawner, settings)
         try:
             yield images
         finally:

@@ -303,6 +303,14 @@ def request(url: str, method: str, body: bytes | None = None, kind: str = "") ->
         return dict(answer.headers.items())
 
 
+def fetch(url: str, accept: str) -> bytes:
+    """Get a body by plain HTTP without a proxy; raises HTTPError."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    message = urllib.request.Request(url, headers={"Accept": accept})
+    with opener.open(message, timeout=TIMEOUT_SECONDS) as answer:
+        return bytes(answer.read())
+
+
 def write_oci_archive(path: Path, images: Mapping[str, Image]) -> None:
     """Write a tar of an OCI image layout: name (`HOST/REPOSITORY:TAG`) -> image."""
     manifests = [

@@ -145,7 +145,8 @@ def process_table() -> ProcessTable:
     table: ProcessTable = {}
     for directory in PROC.iterdir():
         status = read(directory / "stat").rpartition(") ")[2].split()
-        if directory.name.isdigit() and status:  # else it exited while we looked
+        # Else it exited while we looked, or before: reaping what it adopted is up to pid 1.
+        if directory.name.isdigit() and status and status[:2] != ["Z", "1"]:
             name = f"started {status[19]}: {command(directory)}"
             table[int(directory.name)] = (int(status[1]), name)
     return table

@@ -28,9 +28,12 @@ from podsandbox.lifecycle import WORKER, Sandboxes, SandboxRuntime
 from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.cni import CNINetwork
+from podsandbox.network.netns import enter
+from podsandbox.network.pod_cidrs import PodCIDRs
 from runtimeshim.client import Spawner
-from runtimeshim.linux import cgroups, syscalls
+from runtimeshim.linux import cgroups
 from tests.integration import leaks
+from tests.integration.daemon import wait_for
 
 PLUGINS = Path("/usr/lib/cni")
 HOST = "/proc/self/ns/net"
@@ -53,7 +56,10 @@ class World:
         self.bridge = f"crp{os.getpid() % 10**7}n{number}"
         octet = (os.getpid() * 8 + number) % 256
         self.subnet, self.cni_subnet = f"10.126.{octet}.0/24", f"10.127.{octet}.0/24"
-        self.cni_dir, self.bin_dir = home / "net.d", home / "bin"
+        self.subnet6, self.cni_subnet6 = f"fd7e:{octet:x}:1::/64", f"fd7e:{octet:x}:2::/64"
+        self.subnets: tuple[str, ...] = (self.subnet, self.subnet6)
+        self.cni_dir, self.cni_dir_2 = home / "net.d", home / "net2.d"
+        self.bin_dir = home / "bin"
         self.cni_dir.mkdir()
         self.bin_dir.mkdir()
         self.database = open_database(home / "db")
@@ -64,17 +70,19 @@ class World:
 
     def open(self) -> None:
         """Make the parts anew, as a daemon's start does."""
+        cidrs = PodCIDRs(self.database)
         self.builtin = BuiltinNetwork(
-            BuiltinConfig(bridge=self.bridge, subnets=(self.subnet,)), self.database
+            BuiltinConfig(bridge=self.bridge, subnets=self.subnets), self.database, cidrs
         )
         self.cni = CNINetwork(
-            self.cni_dir,
+            [self.cni_dir, self.cni_dir_2],
             [self.bin_dir, PLUGINS],
             self.spawner,
             self.database,
+            cidrs,
             timeout=self.cni_timeout,
         )
-        self.network = SelectedNetwork(self.cni, self.builtin)
+        self.network = SelectedNetwork(self.cni, self.builtin, cidrs)
         self.sandboxes = Sandboxes(self.home, self.spawner, self.network, cgroups.manager())
 
     async def restart(self) -> None:
@@ -95,6 +103,9 @@ class World:
 
     def ip(self, sandbox_id: str) -> str:
         return self.runtime(sandbox_id).ips[0]
+
+    def ip6(self, sandbox_id: str) -> str:
+        return self.runtime(sandbox_id).ips[1]
 
     def netns(self, sandbox_id: str) -> str:
         return self.runtime(sandbox_id).namespaces["network"]
@@ -117,12 +128,10 @@ class World:
 
     def _mine(self, entries: list[str]) -> list[str]:
         # Names of links have room for 12 digits of an id.
-        names = (self.home.name, self.bridge, *(sandbox_id[:12] for sandbox_id in self.ids))
-        return [
-            entry
-            for entry in entries
-            if entry.startswith("processes: ") or any(name in entry for name in names)
-        ]
+        names = [self.home.name, self.bridge, *(sandbox_id[:12] for sandbox_id in self.ids)]
+        roots = {os.getpid(), *leaks.named_processes(self.home.name)}
+        names += [f"processes: {pid} " for pid in leaks.below(roots, leaks.process_table())]
+        return [entry for entry in entries if any(name in entry for name in names)]
 
     async def close(self) -> None:
         for sandbox_id in list(self.made):
@@ -170,12 +179,11 @@ async def new_world() -> AsyncIterator[World]:
 
 
 async def end(spawner: Spawner) -> None:
-    """End a spawner, which is a child of this process, and reap it."""
+    """End a spawner, which is a child of this process and is reaped by its client."""
     pid = spawner.pid
     await spawner.close()
     os.kill(pid, signal.SIGTERM)
-    with contextlib.suppress(ChildProcessError):
-        await asyncio.to_thread(os.waitpid, pid, 0)
+    await asyncio.to_thread(wait_for, lambda: not Path(f"/proc/{pid}").exists(), "its end")
 
 
 def inside(netns: str | Path, work: Callable[[], T]) -> T:
@@ -185,11 +193,7 @@ def inside(netns: str | Path, work: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
-            fd = os.open(netns, os.O_RDONLY)
-            try:
-                syscalls.setns(fd, syscalls.CLONE_NEWNET)
-            finally:
-                os.close(fd)
+            enter(netns)
             results.append(work())
         except BaseException as err:  # noqa: BLE001 - raised again in the caller
             failures.append(err)
@@ -216,34 +220,45 @@ def free_port(kind: int = socket.SOCK_STREAM) -> int:
         return int(sock.getsockname()[1])
 
 
+def family_of(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def listening(server: str | Path, kind: int, port: int, family: int) -> socket.socket:
+    """Open a socket in a namespace, bound to a port of every address of a family."""
+    listener = new_socket(server, kind, family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+    return listener
+
+
 def tcp(server: str | Path, port: int, client: str | Path, address: tuple[str, int]) -> str:
     """Serve TCP in one namespace, connect from another; returns the client as the server sees it.
 
     Data goes both ways. Raises OSError when the connection cannot be made.
     """
-    with new_socket(server, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("0.0.0.0", port))
+    family = family_of(address[0])
+    with listening(server, socket.SOCK_STREAM, port, family) as listener:
         listener.listen()
-        with new_socket(client, socket.SOCK_STREAM) as caller:
+        with new_socket(client, socket.SOCK_STREAM, family) as caller:
             caller.connect(address)
-            accepted, (peer, _) = listener.accept()
+            accepted, peer = listener.accept()
             with accepted:
                 accepted.settimeout(SOCKET_SECONDS)
                 caller.sendall(b"question")
                 assert accepted.recv(100) == b"question"
                 accepted.sendall(b"answer")
                 assert caller.recv(100) == b"answer"
-    return str(peer)
+    return str(peer[0])
 
 
 def udp(server: str | Path, port: int, client: str | Path, address: tuple[str, int]) -> str:
     """As tcp, with datagrams; the client takes an answer from `address` only."""
+    family = family_of(address[0])
     with (
-        new_socket(server, socket.SOCK_DGRAM) as listener,
-        new_socket(client, socket.SOCK_DGRAM) as caller,
+        listening(server, socket.SOCK_DGRAM, port, family) as listener,
+        new_socket(client, socket.SOCK_DGRAM, family) as caller,
     ):
-        listener.bind(("0.0.0.0", port))
         caller.connect(address)
         caller.send(b"question")
         data, peer = listener.recvfrom(100)
@@ -262,12 +277,15 @@ class OtherMachine:
         self.link = f"crf{os.getpid() % 10**7}n{number}"
         octet = (os.getpid() * 8 + number) % 256
         self.host_ip, self.ip = f"198.18.{octet}.1", f"198.18.{octet}.2"
+        self.host_ip6, self.ip6 = f"2001:db8:{octet:x}::1", f"2001:db8:{octet:x}::2"
         self.netns = f"/run/netns/{self.name}"
         run("ip", "netns", "add", self.name)
         run("ip", "link", "add", self.link, "type", "veth", "peer", "far0", "netns", self.name)
         run("ip", "address", "add", f"{self.host_ip}/24", "dev", self.link)
+        run("ip", "address", "add", f"{self.host_ip6}/64", "dev", self.link, "nodad")
         run("ip", "link", "set", self.link, "up")
         run("ip", "-n", self.name, "address", "add", f"{self.ip}/24", "dev", "far0")
+        run("ip", "-n", self.name, "address", "add", f"{self.ip6}/64", "dev", "far0", "nodad")
         run("ip", "-n", self.name, "link", "set", "far0", "up")
 
     def close(self) -> None:

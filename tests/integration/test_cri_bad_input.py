@@ -87,12 +87,18 @@ CONTAINERS: list[tuple[str, str, dict[str, Any], str]] = [
         "container_path",
     ),
     (
-        "image volume",
-        "UNIMPLEMENTED",
+        "writable image volume",
+        "INVALID_ARGUMENT",
         {"mounts": [cri.Mount(container_path="/a", image=cri.ImageSpec(image="b"))]},
         "ImageVolumeMountFailed",
     ),
-    ("CDI", "UNIMPLEMENTED", {"CDI_devices": [cri.CDIDevice(name="v/c=d")]}, "CDI"),
+    (
+        "CDI device that is not there",
+        "FAILED_PRECONDITION",
+        {"CDI_devices": [cri.CDIDevice(name="vendor.test/class=none")]},
+        "vendor.test/class=none",
+    ),
+    ("malformed CDI device", "INVALID_ARGUMENT", {"CDI_devices": [cri.CDIDevice(name="x")]}, "CDI"),
     ("unknown user", "INVALID_ARGUMENT", {"linux": security(run_as_username="joe")}, "joe"),
     (
         "uid out of range",
@@ -207,5 +213,13 @@ def test_what_is_not_implemented_says_so(pods: Pods) -> None:
     request = cri.ExecRequest(container_id=UNKNOWN, cmd=["true"])
     said = refused("UNIMPLEMENTED", pods.daemon.runtime.Exec, request, timeout=RPC_SECONDS)
     assert "Exec" in said
-    events = pods.daemon.runtime.GetContainerEvents(cri.GetEventsRequest(), timeout=RPC_SECONDS)
-    refused("UNIMPLEMENTED", next, events)
+
+
+def test_checkpoints_are_refused_with_the_reason(pods: Pods) -> None:
+    runtime = pods.daemon.runtime
+    for call, request in (
+        (runtime.CheckpointContainer, cri.CheckpointContainerRequest(container_id=UNKNOWN)),
+        (runtime.CheckpointPod, cri.CheckpointPodRequest(pod_sandbox_id=UNKNOWN)),
+        (runtime.RestorePod, cri.RestorePodRequest(checkpoint_path="/nowhere")),
+    ):
+        assert "CRIU" in refused("UNIMPLEMENTED", call, request, timeout=RPC_SECONDS)

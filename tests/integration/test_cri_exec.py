@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -73,6 +74,36 @@ def test_a_flood_is_cut_to_what_a_message_holds(pods: Pods, container: str) -> N
     assert len(answer.stdout) + len(answer.stderr) == MAX_OUTPUT
     assert min(len(answer.stdout), len(answer.stderr)) >= MAX_OUTPUT // 2
     assert answer.ByteSize() <= 16 * MIB
+
+
+def test_output_without_an_end_costs_neither_memory_nor_disk(pods: Pods, container: str) -> None:
+    """`yes` writes gigabytes meanwhile; the daemon keeps 16 MiB of it, and nobody writes any."""
+    daemon = pods.daemon
+    disk = size(daemon.root) + size(daemon.run_dir)
+    reset_peak(daemon.pid)
+    before = memory(daemon.pid, "VmRSS")
+    refused("DEADLINE_EXCEEDED", pods.exec, container, "yes", timeout=3)
+    assert memory(daemon.pid, "VmHWM") - before < 3 * MAX_OUTPUT  # read, joined, and its message
+    assert memory(daemon.spawner_pid(), "VmHWM") < 64 * MIB
+    assert size(daemon.root) + size(daemon.run_dir) - disk < MIB
+    assert processes("yes") == []
+
+
+def memory(pid: int, field: str) -> int:
+    """Return a field of /proc/PID/status in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (found,) = [line for line in lines if line.startswith(f"{field}:")]
+    return int(found.split()[1]) * 1024
+
+
+def reset_peak(pid: int) -> None:
+    """Have VmHWM begin anew (man 5 proc, clear_refs)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def size(directory: Path) -> int:
+    """Return the bytes of all files below a directory."""
+    return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
 
 
 def test_a_timeout_kills_the_command_and_is_deadline_exceeded(pods: Pods, container: str) -> None:

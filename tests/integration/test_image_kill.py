@@ -15,6 +15,8 @@ import grpc
 import pytest
 
 from api.cri import api_pb2 as cri
+from api.extension import extension_pb2 as pb
+from api.extension import extension_pb2_grpc
 from tests.integration import images
 from tests.integration.daemon import RPC_SECONDS, Daemon
 from tests.integration.registry import Registry
@@ -81,6 +83,15 @@ def finished_blobs(root: Path, image: images.Image) -> set[str]:
     return found
 
 
+def damages(daemon: Daemon) -> list[str]:
+    """What `criserver image verify` finds."""
+    with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
+        stub = extension_pb2_grpc.ExtensionStub(channel)
+        findings = list(stub.VerifyImages(pb.VerifyImagesRequest(), timeout=RPC_SECONDS))
+    assert findings
+    return [str(found) for found in findings if found.damages or found.note]
+
+
 def assert_whole(root: Path, image: images.Image) -> None:
     """The database and the disk say the same, and that is the image."""
     blobs = dict(rows(root, "SELECT digest, size FROM blobs"))
@@ -123,6 +134,7 @@ def test_a_pull_survives_kills_at_random_points(
         asked = registry.requests()[before:]
         again = {digest for digest in finished if any(digest in line for line in asked)}
         assert again == set(), f"kill {number} of seed {seed}"
+        assert damages(daemon) == []
         assert_whole(daemon.root, image)
         remove(daemon)
     print(f"{resumed} of {KILLS} kills left finished layers, {partial} some but not all")

@@ -309,10 +309,6 @@ HOSTILE = {
         raw(b"out", b"2", b"/tmp") + raw(b"out/evil/", b"5") + END,
         "not a directory",
     ),
-    "whiteout through a symlink": (
-        raw(b"out", b"2", b"/etc") + raw(b"out/.wh.passwd") + END,
-        "not a directory",
-    ),
     "hard link outside": (raw(b"evil", b"1", b"/etc/passwd") + END, "hard link"),
     "hard link with dots": (raw(b"evil", b"1", b"../../etc/passwd") + END, r"'\.\.'"),
     "hard link through a symlink": (
@@ -329,6 +325,18 @@ HOSTILE = {
     "root as a file": (raw(b"./", b"2", b"/etc") + END, "root"),
     "whiteout of nothing": (raw(b".wh.") + END, "names nothing"),
     "whiteout of the parent": (raw(b".wh...") + END, "names nothing"),
+    "10 MB of extended header": (
+        raw(b"pax", b"x", size=10 << 20) + bytes(10 << 20) + END,
+        "extended header of 10485760 bytes is over the limit",
+    ),
+    "10 MB of long name": (
+        raw(b"././@LongLink", b"L", size=10 << 20) + b"n" * (10 << 20) + END,
+        "extended header of 10485760 bytes is over the limit",
+    ),
+    "a file where a directory was": (
+        raw(b"dir/", b"5") + raw(b"dir/file") + raw(b"dir") + raw(b"dir/evil") + END,
+        "not a directory",
+    ),
     "ends early": (raw(b"file", size=1000) + b"short", "ends early"),
     "not a tar": (b"<html>" * 1000, "checksum"),
 }
@@ -362,6 +370,18 @@ async def test_absolute_names_are_below_the_root(service: Images, tmp_path: Path
     assert not Path("/evil-absolute").exists()
 
 
+@pytest.mark.parametrize("whiteout", [b"out/.wh.passwd", b"out/x/.wh.y", b"out/.wh..wh..opq"])
+async def test_a_whiteout_below_a_symlink_does_nothing(
+    service: Images, tmp_path: Path, whiteout: bytes
+) -> None:
+    """umoci writes such: the link itself hides all that was below."""
+    before = tree_outside(tmp_path)
+    root = await unpack_tar(service, tmp_path, raw(b"out", b"2", b"/etc") + raw(whiteout) + END)
+    assert [path.name for path in root.iterdir()] == ["out"]
+    assert os.readlink(root / "out") == "/etc"
+    assert tree_outside(tmp_path) == before
+
+
 async def test_limits_end_a_bomb(service: Images, tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="more than 1000000 bytes"):
         await unpack(service, tmp_path, entry("zeros", bytes(2_000_000)), max_bytes=1_000_000)
@@ -393,6 +413,23 @@ async def test_a_truncated_gzip_is_refused(service: Images, registry: Registry) 
         with pytest.raises(ImagePullError, match=reason):
             await service.pull_of(registry, "truncated", images.Image((cut,)))
         assert service.left() == []
+
+
+async def test_a_truncated_zstd_is_refused(service: Images, registry: Registry) -> None:
+    whole = images.Layer(images.files_layer({"file": os.urandom(100_000)}).tar, "zstd")
+    for blob, reason in ((whole.blob[:-9], "diff id|early"), (whole.blob + b"garbage", "damaged")):
+        cut = images.Layer(whole.tar, "zstd")
+        cut.__dict__["blob"] = blob
+        with pytest.raises(ImagePullError, match=reason):
+            await service.pull_of(registry, "truncated-zstd", images.Image((cut,)))
+        assert service.left() == []
+
+
+async def test_a_million_entries_are_the_most(service: Images, registry: Registry) -> None:
+    layer = images.Layer(raw(b"d/", b"5") * 1_000_001 + END)
+    with pytest.raises(ImagePullError, match="crowd:latest: more than 1000000 entries"):
+        await service.pull_of(registry, "crowd", images.Image((layer,)))
+    assert service.left() == []
 
 
 # -- the merged tree --------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from api.cri import api_pb2 as cri
 from api.errors import AlreadyExistsError, InternalError, ResourceExhaustedError
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.links import port_name
+from podsandbox.network.pod_cidrs import PodCIDRs
 from tests.integration.leaks import snapshot
 from tests.integration.sandboxes import (
     HOST,
@@ -218,19 +220,25 @@ async def test_a_bridge_of_somebody_else_is_left_alone(world: World) -> None:
     try:
         with pytest.raises(InternalError, match="belongs to somebody"):
             await world.create()
-        assert world.network.status()[:2] == (False, "NetworkPluginNotReady")
+        assert (await world.network.status())[:2] == (False, "NetworkPluginNotReady")
     finally:
         run("ip", "link", "delete", world.bridge)
     await world.create()
-    assert world.network.status().ready
+    assert (await world.network.status()).ready
+
+
+def new_network(database: Path) -> BuiltinNetwork:
+    """One that finds its bridge and subnets itself."""
+    connection = open_database(database)
+    return BuiltinNetwork(BuiltinConfig(), connection, PodCIDRs(connection))
 
 
 async def test_several_daemons_find_different_bridges_and_subnets(tmp_path: Path) -> None:
-    networks = [BuiltinNetwork(BuiltinConfig(), open_database(tmp_path / f"{n}")) for n in (0, 1)]
+    networks = [new_network(tmp_path / str(n)) for n in range(4)]
     try:
-        records = [await network._ensure() for network in networks]
-        assert len({record.bridge for record in records}) == 2
-        assert len({record.subnets for record in records}) == 2
+        records = await asyncio.gather(*(network._ensure() for network in networks))
+        assert len({record.bridge for record in records}) == 4
+        assert len({record.subnets for record in records}) == 4
         # Each finds its own again.
         assert [await network._ensure() for network in networks] == records
     finally:
@@ -243,12 +251,12 @@ async def test_several_daemons_find_different_bridges_and_subnets(tmp_path: Path
 async def test_a_host_without_a_free_name_or_subnet_is_an_error_that_says_what_to_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, candidates: str
 ) -> None:
-    monkeypatch.setattr(f"podsandbox.network.builtin._CANDIDATE_{candidates}", [])
-    network = BuiltinNetwork(BuiltinConfig(), open_database(tmp_path / "db"))
+    monkeypatch.setattr(f"podsandbox.network.builtin_kernel._CANDIDATE_{candidates}", [])
+    network = new_network(tmp_path / "db")
     try:
         with pytest.raises(InternalError, match=f"set network.{candidates.lower()[:6]}"):
             await network._ensure()
-        assert "set network" in network.status().message
+        assert "set network" in (await network.status()).message
     finally:
         await network.close()
 

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from api.cri import api_pb2 as cri
 from api.errors import InternalError, UnavailableError
+from podsandbox.pins import release
 from tests.integration.leaks import snapshot
 from tests.integration.sandboxes import (
     HOST,
@@ -88,6 +89,19 @@ def calls(world: World, name: str) -> list[tuple[str, str, dict[str, Any]]]:
         return []
     lines = [line.split(" ", 2) for line in path.read_text().splitlines()]
     return [(command, netns, json.loads(text)) for command, netns, text in lines]
+
+
+def stored(world: World) -> list[str]:
+    """The sandboxes whose attachment is recorded."""
+    rows = world.database.execute("SELECT sandbox_id FROM cni_attachments")
+    return [row[0] for row in rows]
+
+
+async def all_deleted(world: World) -> None:
+    """Wait until no DEL is left to do."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        await asyncio.gather(*(deletion.task for deletion in world.cni._deletions.values()))
+    assert stored(world) == []
 
 
 def answer(*addresses: str, version: str = "1.0.0") -> str:
@@ -265,8 +279,8 @@ async def test_a_failing_del_holds_nothing_up_and_is_tried_again(world: World) -
     assert [call[0] for call in calls(world, "weak")] == ["ADD", "DEL"]
     flag.touch()
     async with asyncio.timeout(WAIT_SECONDS):
-        await world.cni._retries[pod]
-    assert not world.cni._is_stored(pod)
+        await world.cni._deletions[pod].task
+    assert stored(world) == []
     last = calls(world, "weak")[-1]
     assert (last[0], last[1]) == ("DEL", "-")  # the namespace has gone meanwhile
 
@@ -280,21 +294,21 @@ async def test_a_failed_del_is_tried_again_after_a_restart(world: World) -> None
     await world.restart()
     flag.touch()
     await world.sandboxes.reconcile([pod])  # it is stopped, and not removed
-    assert not world.cni._is_stored(pod)
+    await all_deleted(world)
 
 
 async def test_a_broken_configuration_makes_the_network_not_ready(world: World) -> None:
-    assert world.network.status() == (True, "", "")  # the built-in one
+    assert await world.network.status() == (True, "", "")  # the built-in one
     (world.cni_dir / "10-test.conf").write_text("{")
-    ready, reason, message = world.network.status()
+    ready, reason, message = await world.network.status()
     assert (ready, reason) == (False, "NetworkPluginNotReady")
     assert "10-test.conf: not JSON" in message
     with pytest.raises(UnavailableError, match=r"10-test\.conf"):
         await world.create()
     configure(world, [{"type": "absent"}])
-    assert "plugin absent is not in" in world.network.status().message
+    assert "plugin absent is not in" in (await world.network.status()).message
     configure(world, [plugin(world, "there", answer("10.1.2.3/24"))])
-    assert world.network.status().ready
+    assert (await world.network.status()).ready
     assert world.runtime(await world.create()).ips == ["10.1.2.3"]
 
 
@@ -307,3 +321,335 @@ async def test_a_pod_on_the_hosts_network_runs_no_plugin(world: World) -> None:
     await world.stop(pod)
     assert calls(world, "never") == []
     assert world.bridge not in links()
+
+
+async def test_a_hanging_del_holds_a_stop_no_longer_than_its_timeout_and_the_rest_not_at_all(
+    world: World,
+) -> None:
+    world.cni_timeout = 0.5
+    await world.restart()
+    script = f'[ "$CNI_COMMAND" = DEL ] && exec sleep 1000; {answer("10.1.2.3/24")}'
+    configure(world, [plugin(world, "stuck", script)])
+    pod = await world.create()
+    await world.stop(pod)
+    async with asyncio.timeout(0.4):  # no plugin is waited for
+        await world.remove(pod)
+    assert stored(world) == [pod]
+    (world.bin_dir / "stuck").write_text("#!/bin/sh\n")
+    await all_deleted(world)
+
+
+async def test_each_stop_tries_a_failed_del_again(world: World) -> None:
+    flag = world.home / "works"
+    script = f'[ "$CNI_COMMAND" = ADD ] || [ -e {flag} ] || exit 1; {answer("10.1.2.3/24")}'
+    configure(world, [plugin(world, "weak", script)])
+    pod = await world.create()
+    await world.stop(pod)
+    flag.touch()
+    await world.stop(pod)
+    assert stored(world) == []
+
+
+async def test_a_pod_half_made_in_a_crash_is_deleted_while_its_namespace_is_there(
+    world: World,
+) -> None:
+    configure(world, [plugin(world, "one", answer("10.1.2.3/24"))])
+    pod = await world.create()
+    netns = world.netns(pod)
+    await world.restart()
+    await world.sandboxes.remove(pod)  # as recovery does with what was half made
+    assert calls(world, "one")[-1][:2] == ("DEL", netns)
+    assert stored(world) == []
+
+
+async def test_after_a_reboot_the_dels_are_sent_and_the_pods_stay_to_be_removed(
+    world: World,
+) -> None:
+    """The namespaces are gone; the kubelet stops and removes the sandboxes when it comes to it."""
+    configure(world, [plugin(world, "one", answer("10.1.2.3/24"))])
+    pod = await world.create()
+    release(world.home / "sandboxes" / pod)
+    await world.restart()
+    await world.sandboxes.reconcile([pod])
+    await all_deleted(world)
+    assert calls(world, "one")[-1][:2] == ("DEL", "-")
+    await world.stop(pod)
+    assert len(calls(world, "one")) == 2
+
+
+async def test_the_first_usable_file_of_all_directories_counts(world: World) -> None:
+    world.cni_dir_2.mkdir()
+    second = {"cniVersion": "1.0.0", "name": "second", **plugin(world, "b", answer("10.2.0.2/24"))}
+    (world.cni_dir_2 / "00-second.conf").write_text(json.dumps(second))
+    first = configure(world, [plugin(world, "a", answer("10.1.0.2/24"))])
+    assert world.ip(await world.create()) == "10.1.0.2"  # the directory goes before the name
+    first.write_text("{")
+    assert world.ip(await world.create()) == "10.2.0.2"
+    (world.bin_dir / "b").rename(world.home / "b")
+    assert "plugin b is not in" in (await world.network.status()).message
+
+
+async def test_a_changed_configuration_counts_for_the_next_pod_however_it_came(
+    world: World,
+) -> None:
+    """Written in place, renamed over, and in a directory that was exchanged for another."""
+
+    def write(directory: Path, address: str) -> Path:
+        new = directory / "new"
+        plugins = [{**plugin(world, "p", f'echo "$input" | {reflect}'), "give": address}]
+        document = {"cniVersion": "1.0.0", "name": "n", "plugins": plugins}
+        new.write_text(json.dumps(document))
+        return new
+
+    reflect = (
+        'sed -n \'s|.*"give": "\\([^"]*\\)".*|'
+        '{"cniVersion": "1.0.0", "ips": [{"address": "\\1"}]}|p\''
+    )
+    path = world.cni_dir / "10-n.conflist"
+    write(world.cni_dir, "10.1.0.1/24").rename(path)
+    assert world.ip(await world.create()) == "10.1.0.1"
+    path.write_text(path.read_text().replace("10.1.0.1", "10.1.0.2"))
+    assert world.ip(await world.create()) == "10.1.0.2"
+    write(world.cni_dir, "10.1.0.3/24").rename(path)
+    assert world.ip(await world.create()) == "10.1.0.3"
+    world.cni_dir.rename(world.home / "old")
+    assert (await world.create()) and world.runtime(world.ids[-1]).network["provider"] == "builtin"
+    world.cni_dir.mkdir()
+    write(world.cni_dir, "10.1.0.4/24").rename(path)
+    assert world.ip(await world.create()) == "10.1.0.4"
+
+
+async def test_plugins_of_a_network_may_come_from_a_directory_of_its_name(world: World) -> None:
+    name = f"net-{world.bridge}"
+    configure(world, [plugin(world, "first", answer("10.1.2.3/24"))])
+    (world.cni_dir / name).mkdir()
+    more = plugin(world, "more", answer("10.1.2.4/24"))
+    (world.cni_dir / name / "50-more.conf").write_text(json.dumps(more))
+    assert world.ip(await world.create()) == "10.1.2.4"
+    assert "prevResult" in calls(world, "more")[0][2]
+
+
+async def test_status_of_the_plugins_is_the_networks(world: World) -> None:
+    error = {"cniVersion": "1.1.0", "code": 50, "msg": "no controller", "details": "yet"}
+    flag = world.home / "ready"
+    script = (
+        f"[ $CNI_COMMAND != STATUS ] || [ -e {flag} ] || {{ echo '{json.dumps(error)}'; exit 1; }}"
+    )
+    path = configure(world, [plugin(world, "slow", script)], "1.1.0")
+    ready, reason, message = await world.network.status()
+    assert (ready, reason) == (False, "NetworkPluginNotReady")
+    assert "plugin slow STATUS: no controller: yet (code 50)" in message
+    flag.touch()
+    assert (await world.network.status()).ready
+    flag.unlink()
+    path.write_text(path.read_text().replace("1.1.0", "1.0.0"))  # which knows no STATUS
+    assert (await world.network.status()).ready
+
+
+async def test_a_status_that_hangs_is_not_ready(world: World) -> None:
+    world.cni_timeout = 0.5
+    await world.restart()
+    script = "echo still starting >&2; exec sleep 1000"
+    configure(world, [plugin(world, "slow", script)], "1.1.0")
+    assert "killed after 0.5 s; stderr: still starting" in (await world.network.status()).message
+
+
+async def test_gc_at_start_names_the_pods_that_live(world: World) -> None:
+    configure(world, [plugin(world, "one", answer("10.1.2.3/24", version="1.1.0"))], "1.1.0")
+    kept, lost = await world.create(), await world.create()
+    await world.restart()
+    await world.sandboxes.reconcile([kept])
+    await looked_after(world)
+    collected = [stdin for command, _, stdin in calls(world, "one") if command == "GC"]
+    assert len(collected) == 1
+    valid = [{"containerID": kept, "ifname": "eth0"}]
+    assert collected[0]["cni.dev/valid-attachments"] == valid
+    assert collected[0]["cni.dev/attachments"] == valid
+    assert [call[0] for call in calls(world, "one")].count("DEL") == 1
+    assert stored(world) == [kept]
+    del world.made[lost]
+
+
+@pytest.mark.parametrize("version", ["1.0.0", "disabled"])
+async def test_gc_is_not_for_everybody(world: World, version: str) -> None:
+    path = configure(world, [plugin(world, "one", answer("10.1.2.3/24"))], "1.0.0")
+    if version == "disabled":
+        document = json.loads(path.read_text()) | {"cniVersion": "1.1.0", "disableGC": True}
+        path.write_text(json.dumps(document))
+    await world.sandboxes.reconcile([])
+    await looked_after(world)
+    assert calls(world, "one") == []
+
+
+async def looked_after(world: World) -> None:
+    """Wait for what a start leaves to the background."""
+    task = world.cni._after_start
+    assert task is not None
+    async with asyncio.timeout(WAIT_SECONDS):
+        await task
+
+
+async def test_a_start_checks_the_pods_that_live_and_remembers_what_is_wrong(world: World) -> None:
+    flag = world.home / "cut"
+    error = {"cniVersion": "1.0.0", "code": 100, "msg": "no route"}
+    script = (
+        f"[ $CNI_COMMAND = CHECK ] && {{ [ -e {flag} ] && echo '{json.dumps(error)}' && exit 1;"
+        f" exit 0; }}; {answer('10.1.2.3/24')}"
+    )
+    configure(world, [plugin(world, "one", script)])
+    pod = await world.create()
+    for wrong in (False, True):
+        if wrong:
+            flag.touch()
+        await world.restart()
+        await world.sandboxes.reconcile([pod])
+        await looked_after(world)
+        assert ("no route" in world.network.problem(pod)) == wrong
+    command, netns, stdin = calls(world, "one")[-1]
+    assert (command, netns) == ("CHECK", world.netns(pod))
+    assert stdin["prevResult"]["ips"][0]["address"] == "10.1.2.3/24"
+    await world.stop(pod)
+    assert world.network.problem(pod) == ""
+
+
+async def test_every_capability_reaches_the_plugin_that_declares_it(world: World) -> None:
+    declared = ("portMappings", "bandwidth", "dns", "ipRanges", "cgroupPath")
+    annotations = "io.kubernetes.cri.pod-annotations"
+    one = plugin(world, "one", answer("10.1.2.3/24"))
+    one["capabilities"] = dict.fromkeys((*declared, annotations), True)
+    configure(world, [one])
+    world.network.pod_cidrs.set("10.9.0.0/24,fd09::/64")
+    config = pod_config(
+        port_mappings=[
+            cri.PortMapping(protocol=cri.SCTP, container_port=1, host_port=2, host_ip="2001:db8::1")
+        ],
+        annotations={"kubernetes.io/egress-bandwidth": "2k", "a": "b"},
+        dns_config=cri.DNSConfig(servers=["10.0.0.10"], searches=["x"], options=["y"]),
+    )
+    pod = await world.create(config)
+    assert calls(world, "one")[0][2]["runtimeConfig"] == {
+        "portMappings": [
+            {"hostPort": 2, "containerPort": 1, "protocol": "sctp", "hostIP": "2001:db8::1"}
+        ],
+        "bandwidth": {"egressRate": 2000, "egressBurst": 2**32 - 1},
+        "dns": {"servers": ["10.0.0.10"], "searches": ["x"], "options": ["y"]},
+        "ipRanges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd09::/64"}]],
+        "cgroupPath": world.runtime(pod).cgroup_parent,
+        annotations: {"kubernetes.io/egress-bandwidth": "2k", "a": "b"},
+    }
+
+
+# Debian's other plugins, chained.
+
+
+def bridge_plugin(world: World, **more: Any) -> dict[str, Any]:
+    """Debian's bridge with host-local, over both IP families."""
+    return {
+        "type": "bridge",
+        "bridge": f"{world.bridge}c",
+        "isGateway": True,
+        "ipMasq": True,
+        "hairpinMode": True,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": world.cni_subnet}], [{"subnet": world.cni_subnet6}]],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+            "dataDir": str(world.home / "host-local"),
+        },
+    } | more
+
+
+async def stop_all(world: World) -> None:
+    for pod in list(world.made):
+        await world.stop(pod)
+    run("ip", "link", "delete", f"{world.bridge}c")
+
+
+async def test_dual_stack_with_portmap_firewall_and_tuning(world: World) -> None:
+    tuning = {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400}
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    firewall = {"type": "firewall", "backend": "iptables"}
+    configure(world, [bridge_plugin(world), portmap, firewall, tuning])
+    port, udp_port = free_port(), free_port(socket.SOCK_DGRAM)
+    mappings = [
+        cri.PortMapping(protocol=cri.TCP, container_port=80, host_port=port),
+        cri.PortMapping(protocol=cri.UDP, container_port=53, host_port=udp_port),
+    ]
+    before = snapshot()
+    pod = await world.create(pod_config(port_mappings=mappings))
+    other = await world.create()
+    netns, neighbour = world.netns(pod), world.netns(other)
+    assert [":" in ip for ip in world.runtime(pod).ips] == [False, True]
+    for ip, peer in zip(world.runtime(pod).ips, world.runtime(other).ips, strict=True):
+        assert tcp(netns, 80, neighbour, (ip, 80)) == peer
+        assert udp(netns, 53, neighbour, (ip, 53)) == peer
+        assert tcp(netns, 80, HOST, (ip, 80))
+    with other_machine() as far:
+        for here, there in ((far.host_ip, far.ip), (far.host_ip6, far.ip6)):
+            assert tcp(netns, 80, far.netns, (here, port)) == there
+            assert udp(netns, 53, far.netns, (here, udp_port)) == there
+            assert tcp(far.netns, 80, netns, (there, 80)) == here
+    assert inside(netns, lambda: Path("/proc/sys/net/core/somaxconn").read_text()) == "500\n"
+    assert "mtu 1400" in inside(netns, lambda: run("ip", "link", "show", "eth0"))
+    await stop_all(world)
+    for one in (pod, other):
+        await world.remove(one)
+    assert not list((world.home / "host-local").glob("*/1*"))
+    world.assert_nothing_left(before)
+
+
+async def test_the_bandwidth_plugin_shapes_by_the_annotations(world: World) -> None:
+    bandwidth = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
+    configure(world, [bridge_plugin(world), bandwidth])
+    annotations = {"kubernetes.io/ingress-bandwidth": "8M"}
+    await world.create(pod_config(annotations=annotations))
+    assert "rate 8Mbit" in run("tc", "qdisc", "show")
+    await stop_all(world)
+
+
+async def test_macvlan_pods_reach_each_other(world: World) -> None:
+    """Their master is a link of the test's: no pod gets onto the machine's own network."""
+    master = f"{world.bridge}m"
+    run("ip", "link", "add", master, "type", "veth", "peer", "name", f"{world.bridge}p")
+    try:
+        for name in (master, f"{world.bridge}p"):
+            run("ip", "link", "set", name, "up")
+        ipam = {
+            "type": "host-local",
+            "ranges": [[{"subnet": world.cni_subnet}]],
+            "dataDir": str(world.home / "host-local"),
+        }
+        configure(world, [{"type": "macvlan", "master": master, "mode": "bridge", "ipam": ipam}])
+        first, second = await world.create(), await world.create()
+        reached = (world.ip(second), 80)
+        assert tcp(world.netns(second), 80, world.netns(first), reached) == world.ip(first)
+        for pod in (first, second):
+            await world.stop(pod)
+        assert not list((world.home / "host-local").glob("*/10.*"))
+    finally:
+        run("ip", "link", "delete", master)
+
+
+async def test_the_plugins_check_finds_a_pod_that_has_lost_its_address(world: World) -> None:
+    configure(world, [bridge_plugin(world)])
+    pod = await world.create()
+    await world.restart()
+    await world.sandboxes.reconcile([pod])
+    await looked_after(world)
+    assert world.network.problem(pod) == ""
+    inside(world.netns(pod), lambda: run("ip", "address", "flush", "dev", "eth0"))
+    await world.restart()
+    await world.sandboxes.reconcile([pod])
+    await looked_after(world)
+    assert "plugin bridge CHECK" in world.network.problem(pod)
+    await stop_all(world)
+
+
+async def test_the_kubelets_pod_cidr_becomes_host_locals_range(world: World) -> None:
+    plugin = bridge_plugin(world, capabilities={"ipRanges": True})
+    subnet = plugin["ipam"].pop("ranges")[0][0]["subnet"]
+    configure(world, [plugin])
+    world.network.pod_cidrs.set(subnet)
+    pod = await world.create()
+    assert world.ip(pod).rpartition(".")[0] == subnet.rpartition(".")[0]
+    await stop_all(world)

@@ -145,7 +145,7 @@ async def test_stop_ends_what_is_inside(world: World) -> None:
     await world.stop(pod)
     await asyncio.to_thread(shell.communicate, "", WAIT_SECONDS)
     assert shell.returncode != 0
-    assert not Path(f"/proc/{runtime.init_pid}").exists()
+    wait_until(lambda: not Path(f"/proc/{runtime.init_pid}").exists(), "pod init is a zombie")
     assert world.sandboxes._cgroups.pids(runtime.cgroup_parent) == []
 
 
@@ -172,5 +172,5 @@ async def test_remove_after_a_crash_ends_it(world: World) -> None:
     pid = world.runtime(pod).init_pid
     await world.restart()
     await world.sandboxes.reconcile([])
-    assert not Path(f"/proc/{pid}").exists()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "pod init is a zombie")
     assert not (world.home / "sandboxes" / pod).exists()

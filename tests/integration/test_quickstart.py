@@ -35,7 +35,7 @@ class QuickStart:
         self.use_registry(NOWHERE)
         config = self.home / "config.toml"
         config.write_text(
-            f'[network]\nbridge = "{self.bridge}"\ncni_conf_dir = "{self.home}/cni"\n'
+            f'[network]\nbridge = "{self.bridge}"\ncni_conf_dirs = ["{self.home}/cni"]\n'
             f'[registries]\ncerts_dir = "{self.home}/certs.d"\n'
         )
         self.environment = {

@@ -152,10 +152,6 @@ async def test_a_bad_sysctl_is_refused_and_nothing_is_left(
 
 async def test_what_is_not_supported_is_said(world: World) -> None:
     config = pod_config()
-    config.linux.security_context.namespace_options.userns_options.mode = cri.POD
-    with pytest.raises(UnimplementedError, match="user namespaces"):
-        await world.create(config)
-    config = pod_config()
     config.linux.cgroup_parent = "kubepods-pod1.slice"
     with pytest.raises(UnimplementedError, match="systemd"):
         await world.create(config)
@@ -195,6 +191,7 @@ async def test_a_worker_that_fails_late_undoes_its_own_part(world: World) -> Non
         "sysctls": {},
         "shm_size": 1 << 20,
         "init_cgroup": None,
+        "user": None,
     }
     with pytest.raises(Exception, match="File exists"):
         await world.spawner.run_worker("namespaces", args, timeout=30)

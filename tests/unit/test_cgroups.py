@@ -224,6 +224,35 @@ class TestV1:
                 "/pod/c", {"hugepageLimits": [{"pageSize": "2MB", "limit": 0}]}
             )
 
+    def test_network_and_rdma_go_to_their_hierarchies(self, v1: Path) -> None:
+        for name, file in (("net_cls", "net_cls.classid"), ("net_prio", "net_prio.ifpriomap"),
+                           ("rdma", "rdma.max"), ("blkio", "blkio.weight")):  # fmt: skip
+            fill(v1 / name, {"cgroup.procs": "", file: ""})
+            fill(v1 / name / "pod/c", {file: ""})
+        network = {"classID": 7, "priorities": [{"name": "eth0", "priority": 5}]}
+        resources = {
+            "network": network,
+            "rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10000}},
+            "blockIO": {"weight": 300},
+        }
+        cgroups.manager(str(v1)).apply("/pod/c", resources)
+        assert (v1 / "net_cls/pod/c/net_cls.classid").read_text() == "7"
+        assert (v1 / "net_prio/pod/c/net_prio.ifpriomap").read_text() == "eth0 5"
+        assert (v1 / "rdma/pod/c/rdma.max").read_text() == ("mlx5_1 hca_handle=3 hca_object=10000")
+        assert (v1 / "blkio/pod/c/blkio.weight").read_text() == "300"
+
+    def test_a_weight_that_no_scheduler_takes_is_an_error(self, v1: Path) -> None:
+        fill(v1 / "blkio", {"cgroup.procs": ""})
+        fill(v1 / "blkio/pod/c", {})
+        with pytest.raises(cgroups.CgroupError, match=r"this kernel has no blkio\.weight"):
+            cgroups.manager(str(v1)).apply("/pod/c", {"blockIO": {"weight": 300}})
+
+    def test_an_rdma_device_needs_a_limit(self, v1: Path) -> None:
+        fill(v1 / "rdma", {"cgroup.procs": ""})
+        fill(v1 / "rdma/pod/c", {"rdma.max": ""})
+        with pytest.raises(cgroups.CgroupError, match=r"rdma\['m'\]: neither"):
+            cgroups.manager(str(v1)).apply("/pod/c", {"rdma": {"m": {}}})
+
     def test_unified_is_refused(self, v1: Path) -> None:
         with pytest.raises(cgroups.CgroupError, match="unified"):
             cgroups.manager(str(v1)).apply("/pod/c", {"unified": {"memory.high": "1"}})
@@ -295,6 +324,38 @@ class TestV2:
             # A plain file keeps what a shorter value did not overwrite; a control file does not.
             rest = V2_FILES[name][len(value) :]
             assert (v2 / "pod/c" / name).read_text() == value + rest
+
+    @pytest.mark.parametrize(
+        ("block_io", "file", "written"),
+        [
+            ({"weight": 10}, "io.weight", "1"),
+            ({"weight": 1000}, "io.weight", "10000"),
+            (
+                {"weightDevice": [{"major": 8, "minor": 0, "weight": 505}]},
+                "io.weight",
+                "8:0 5000",
+            ),
+            (
+                {"throttleReadBpsDevice": [{"major": 8, "minor": 16, "rate": 600}]},
+                "io.max",
+                "8:16 rbps=600",
+            ),
+            (
+                {"throttleWriteIOPSDevice": [{"major": 8, "minor": 16, "rate": 0}]},
+                "io.max",
+                "8:16 wiops=max",
+            ),
+        ],
+    )
+    def test_block_io(self, v2: Path, block_io: dict[str, object], file: str, written: str) -> None:
+        fill(v2 / "pod/c", {"io.weight": "", "io.max": ""})
+        cgroups.manager(str(v2)).apply("/pod/c", {"blockIO": block_io})
+        assert (v2 / "pod/c" / file).read_text() == written
+
+    def test_the_weight_of_bfq_is_not_converted(self, v2: Path) -> None:
+        fill(v2 / "pod/c", {"io.bfq.weight": ""})
+        cgroups.manager(str(v2)).apply("/pod/c", {"blockIO": {"weight": 300}})
+        assert (v2 / "pod/c/io.bfq.weight").read_text() == "300"
 
     def test_controllers_are_enabled_above_the_cgroup_and_not_in_it(self, v2: Path) -> None:
         cgroups.manager(str(v2)).create("/pod/c")

@@ -18,7 +18,7 @@ def test_the_defaults_are_the_documented_ones():
     settings = Config()
     assert settings.root == Path("/var/lib/criserver")
     assert settings.listen_path == Path("/run/criserver/criserver.sock")
-    assert settings.network.cni_conf_dir == Path("/etc/cni/net.d")
+    assert settings.network.cni_conf_dirs == (Path("/etc/cni/net.d"),)
 
 
 def test_the_documented_default_file_is_read_back_as_the_defaults(tmp_path, capsys):

@@ -283,7 +283,7 @@ def test_a_name_with_two_dots_is_refused(name: bytes) -> None:
         tar.clean_path(name)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=4096))
 def test_any_bytes_are_entries_or_a_tar_error(data: bytes) -> None:
     try:
@@ -292,7 +292,7 @@ def test_any_bytes_are_entries_or_a_tar_error(data: bytes) -> None:
         return
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_damaged_archive_is_entries_or_a_tar_error(data: st.DataObject) -> None:
     good = bytearray(

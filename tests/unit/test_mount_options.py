@@ -60,6 +60,13 @@ def test_propagation_is_kept_in_order() -> None:
     assert parsed.propagation == (m.MS_PRIVATE | m.MS_REC, m.MS_SHARED | m.MS_REC)
 
 
-def test_what_is_not_supported_yet_is_said_not_dropped() -> None:
-    with pytest.raises(SpecError, match=r"mounts\[3\]\.options: 'idmap' is not supported"):
-        parse(["idmap"], "bind", "mounts[3]")
+def test_the_runtimes_own_options_do_not_reach_the_filesystem() -> None:
+    assert parse(["tmpcopyup", "size=1k"], "tmpfs", "mounts[0]").data == (("size", "1k"),)
+    assert parse(["tmpcopyup"], "tmpfs", "mounts[0]").copy_up
+    assert parse(["rbind", "ridmap"], "bind", "mounts[0]").recursive_idmap
+    assert not parse(["rbind", "idmap"], "bind", "mounts[0]").recursive_idmap
+
+
+def test_only_a_tmpfs_is_copied_up_into() -> None:
+    with pytest.raises(SpecError, match=r"mounts\[3\]\.options: tmpcopyup"):
+        parse(["tmpcopyup"], "proc", "mounts[3]")

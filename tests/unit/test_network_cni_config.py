@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podsandbox.network.cni_config import CNIConfigError, ConfigDirectory, parse
+from podsandbox.network.cni_config import CNIConfigError, ConfigDirectories, parse
 
 
 def conflist(**changes: Any) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def test_any_bytes_are_a_configuration_or_an_error(text: bytes) -> None:
 
 
 def test_the_first_usable_file_by_name_counts(tmp_path: Path) -> None:
-    directory = ConfigDirectory(tmp_path / "net.d")
+    directory = ConfigDirectories([tmp_path / "net.d"])
     assert (directory.exists(), directory.load()) == (False, (None, []))
     (tmp_path / "net.d").mkdir()
     for name, text in {
@@ -93,7 +93,7 @@ def test_the_first_usable_file_by_name_counts(tmp_path: Path) -> None:
 
 
 def test_a_change_is_seen_at_once(tmp_path: Path) -> None:
-    directory = ConfigDirectory(tmp_path)
+    directory = ConfigDirectories([tmp_path])
     path = tmp_path / "10-net.conflist"
     for name in ("one", "two"):
         new = tmp_path / "new"
@@ -107,6 +107,6 @@ def test_a_change_is_seen_at_once(tmp_path: Path) -> None:
 
 def test_only_broken_files_are_a_configuration_too(tmp_path: Path) -> None:
     (tmp_path / "10-net.json").write_text("{}")
-    directory = ConfigDirectory(tmp_path)
+    directory = ConfigDirectories([tmp_path])
     assert directory.exists()
     assert directory.load()[0] is None

@@ -66,7 +66,7 @@ def test_a_subnet_that_the_host_has_a_way_to_is_taken(
     destination: str | None, expected: bool
 ) -> None:
     network = ipaddress.ip_network(destination) if destination else None
-    assert overlaps(FOUR, [Route(network, None, 2, 254)]) == expected
+    assert overlaps(FOUR, [Route(4, network, None, 2, 254)]) == expected
 
 
 def test_a_refused_command_is_an_error_with_the_librarys_words() -> None:

@@ -96,7 +96,9 @@ def test_a_route_is_read(destination: str | None) -> None:
         body += rt.attribute(rt.RTA_DST, network.network_address.packed)
     body += rt.attribute(rt.RTA_OIF, struct.pack("=I", 3))
     body += rt.attribute(rt.RTA_TABLE, struct.pack("=I", 1000))
-    assert rt.parse_route(body) == rt.Route(network, None, 3, 1000)
+    assert rt.parse_route(body) == rt.Route(
+        network.version if network else 4, network, None, 3, 1000
+    )
 
 
 def test_a_route_of_another_family_is_none() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Collection
 from pathlib import Path
 
 from podsandbox.network import NetworkResult, NetworkStatus, PodNetworkRequest, SelectedNetwork
+from podsandbox.network.pod_cidrs import PodCIDRs
 
 POD = PodNetworkRequest("abc", "web", "shop", "u-1", Path("/run/ns/net"))
 
@@ -17,6 +19,7 @@ class Recorder:
         self.name = name
         self.is_configured = True
         self.calls: list[object] = []
+        self.problems: dict[str, str] = {}
 
     def configured(self) -> bool:
         return self.is_configured
@@ -28,7 +31,10 @@ class Recorder:
     async def detach(self, pod: PodNetworkRequest, state: dict[str, object]) -> None:
         self.calls.append(("detach", state))
 
-    def status(self) -> NetworkStatus:
+    async def discard(self, sandbox_id: str) -> None:
+        self.calls.append(("discard", sandbox_id))
+
+    async def status(self) -> NetworkStatus:
         return NetworkStatus(False, self.name, "")
 
     async def reconcile(self, live: Collection[str]) -> None:
@@ -40,13 +46,13 @@ class Recorder:
 
 async def test_cni_as_soon_as_it_is_configured_and_each_detaches_its_own() -> None:
     cni, builtin = Recorder("cni"), Recorder("builtin")
-    network = SelectedNetwork(cni, builtin)
+    network = SelectedNetwork(cni, builtin, PodCIDRs(sqlite3.connect(":memory:")))
     cni.is_configured = False
     first = await network.attach(POD)
-    assert network.status().reason == "builtin"
+    assert (await network.status()).reason == "builtin"
     cni.is_configured = True
     second = await network.attach(POD)
-    assert network.status().reason == "cni"
+    assert (await network.status()).reason == "cni"
     assert (first.ips, second.ips) == (("ip of builtin",), ("ip of cni",))
     await network.detach(POD, first.state)
     await network.detach(POD, second.state)
@@ -58,15 +64,16 @@ async def test_cni_as_soon_as_it_is_configured_and_each_detaches_its_own() -> No
 async def test_without_the_fall_back_pods_wait_for_a_configuration() -> None:
     cni, builtin = Recorder("cni"), Recorder("builtin")
     cni.is_configured = False
-    network = SelectedNetwork(cni, builtin, fall_back=False)
-    assert network.status().reason == "cni"
+    network = SelectedNetwork(cni, builtin, PodCIDRs(sqlite3.connect(":memory:")), fall_back=False)
+    assert (await network.status()).reason == "cni"
     await network.detach(POD, {"provider": "builtin", "state": {}})
     assert builtin.calls == [("detach", {})]
 
 
 async def test_both_are_reconciled_and_closed() -> None:
     cni, builtin = Recorder("cni"), Recorder("builtin")
-    network = SelectedNetwork(cni, builtin)
+    network = SelectedNetwork(cni, builtin, PodCIDRs(sqlite3.connect(":memory:")))
     await network.reconcile(["abc"])
+    await network.discard("abc")
     await network.close()
-    assert cni.calls == builtin.calls == [("reconcile", ["abc"]), "close"]
+    assert cni.calls == builtin.calls == [("reconcile", ["abc"]), ("discard", "abc"), "close"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from api.cri import api_pb2 as cri
-from api.errors import InvalidArgumentError, UnimplementedError
+from api.errors import InvalidArgumentError
 from podsandbox.plan import cgroup_path, oci_resources, plan_sandbox
 
 
@@ -51,13 +51,37 @@ def test_modes_that_a_sandbox_cannot_have(options: dict[str, int], error: type[E
         plan_sandbox("abc", config(**options))
 
 
-def test_user_namespaces_are_refused_and_the_hosts_is_not() -> None:
+ONE_LINE = [cri.IDMapping(host_id=100000, container_id=0, length=65536)]
+
+
+def test_the_hosts_user_namespace_is_none() -> None:
     made = config()
+    assert plan_sandbox("abc", made).user is None
     made.linux.security_context.namespace_options.userns_options.mode = cri.NODE
-    plan_sandbox("abc", made)
-    made.linux.security_context.namespace_options.userns_options.mode = cri.POD
-    with pytest.raises(UnimplementedError, match="hostUsers"):
-        plan_sandbox("abc", made)
+    assert plan_sandbox("abc", made).user is None
+
+
+def mapped(**options: int) -> cri.PodSandboxConfig:
+    made = config()
+    user = cri.UserNamespace(mode=cri.POD, uids=ONE_LINE, gids=ONE_LINE)
+    namespaces = cri.NamespaceOption(userns_options=user, **options)
+    made.linux.security_context.namespace_options.CopyFrom(namespaces)
+    return made
+
+
+def test_a_user_namespace_has_its_mappings_and_no_default_for_ids_that_it_lacks() -> None:
+    plan = plan_sandbox("abc", mapped())
+    assert plan.user is not None
+    line = {"containerID": 0, "hostID": 100000, "size": 65536}
+    assert plan.user.as_json() == {"uids": [line], "gids": [line]}
+    assert "net/ipv4/ping_group_range" not in plan.sysctls
+    assert "net/ipv4/ip_unprivileged_port_start" in plan.sysctls
+
+
+@pytest.mark.parametrize("name", ["pid", "ipc"])
+def test_a_user_namespace_needs_namespaces_that_it_owns(name: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"host's {name} namespace"):
+        plan_sandbox("abc", mapped(**{name: cri.NODE}))
 
 
 def test_a_pod_without_a_cgroup_parent_has_one_of_its_own_with_its_limits() -> None:

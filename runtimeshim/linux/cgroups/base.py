@@ -45,6 +45,21 @@ class CgroupManager(ABC):
         """
 
     @abstractmethod
+    def freeze(self, path: str) -> None:
+        """Stop every process of the cgroup and its descendants until `thaw`.
+
+        Raises CgroupError (EBUSY), thawed again, when one does not stop within 5 s.
+        """
+
+    @abstractmethod
+    def thaw(self, path: str) -> None:
+        """Undo `freeze`."""
+
+    @abstractmethod
+    def is_frozen(self, path: str) -> bool:
+        """Tell whether the cgroup has been frozen; False when it does not exist."""
+
+    @abstractmethod
     def oom_kills(self, path: str) -> int:
         """Return how many processes the OOM killer took in the cgroup; 0 when it is gone."""
 

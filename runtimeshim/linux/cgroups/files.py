@@ -9,7 +9,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 PROCS = "cgroup.procs"
 
@@ -21,6 +21,10 @@ REMOVE_FIRST_DELAY = 0.0005
 # A process that forks faster than it is killed is caught in a few rounds, or never.
 KILL_ROUNDS = 100
 KILL_DELAY = 0.001
+
+# A process in an uninterruptible sleep is not frozen before that ends: 5 s covers a slow disk.
+FREEZE_SECONDS = 5.0
+FREEZE_DELAY = 0.0005
 
 
 class CgroupError(OSError):
@@ -177,6 +181,17 @@ def signal_all(processes: list[int], number: int = signal.SIGKILL) -> None:
             os.kill(pid, number)
         except ProcessLookupError:
             continue
+
+
+def await_frozen(directory: str, frozen: Callable[[], bool]) -> None:
+    """Wait until `frozen`, bounded by FREEZE_SECONDS."""
+    deadline = time.monotonic() + FREEZE_SECONDS
+    while not frozen():
+        if time.monotonic() > deadline:
+            raise CgroupError(
+                errno.EBUSY, "a process does not stop: it cannot be frozen", directory
+            )
+        time.sleep(FREEZE_DELAY)
 
 
 def kill_until_empty(directory: str) -> None:

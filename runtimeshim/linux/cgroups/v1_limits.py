@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from runtimeshim.linux.cgroups import devices
+from runtimeshim.linux.cgroups import devices, devices_io
 from runtimeshim.linux.cgroups.files import CgroupError, read, write
 from runtimeshim.linux.cgroups.resources import (
     Limit,
@@ -84,6 +84,7 @@ def memory(directory: str, resources: Section) -> None:
     _memory_and_swap(directory, positive(values, "limit"), positive(values, "swap"))
     _write_number(directory, "memory.soft_limit_in_bytes", positive(values, "reservation"))
     _write_number(directory, "memory.swappiness", integer(values, "swappiness"))
+    _write_number(directory, "memory.kmem.tcp.limit_in_bytes", positive(values, "kernelTCP"))
     if flag(values, "disableOOMKiller"):
         write(f"{directory}/memory.oom_control", "1")
 
@@ -148,12 +149,16 @@ LIMITS = (
     Limit(
         "memory",
         "memory",
-        ("limit", "swap", "reservation", "swappiness", "disableOOMKiller"),
+        ("limit", "swap", "reservation", "swappiness", "disableOOMKiller", "kernelTCP"),
         memory,
     ),
     Limit("pids", "pids", ("limit",), pids),
     Limit("hugepageLimits", "hugetlb", (), hugetlb),
     Limit("devices", "devices", (), device_rules),
+    Limit("blockIO", "blkio", devices_io.BLOCK_IO, devices_io.block_io_v1),
+    Limit("network", "net_cls", ("classID",), devices_io.net_cls),
+    Limit("network", "net_prio", ("priorities",), devices_io.net_prio),
+    Limit("rdma", "rdma", (), devices_io.rdma),
 )
 
-UNSUPPORTED = ("blockIO", "network", "rdma", "unified")
+UNSUPPORTED = ("unified",)

@@ -80,6 +80,30 @@ class V2Manager(CgroupManager):
                 raise
             files.kill_until_empty(directory)
 
+    def freeze(self, path: str) -> None:
+        """See CgroupManager."""
+        directory = self._root + files.checked_leaf(path)
+        files.write(f"{directory}/cgroup.freeze", "1")
+        events = f"{directory}/cgroup.events"
+        try:
+            files.await_frozen(directory, lambda: files.counter(events, "frozen") == 1)
+        except CgroupError:
+            files.write(f"{directory}/cgroup.freeze", "0")
+            raise
+
+    def thaw(self, path: str) -> None:
+        """See CgroupManager."""
+        files.write(f"{self._root}{files.checked_leaf(path)}/cgroup.freeze", "0")
+
+    def is_frozen(self, path: str) -> bool:
+        """See CgroupManager."""
+        try:
+            return files.read(f"{self._root}{files.checked_leaf(path)}/cgroup.freeze") == "1"
+        except CgroupError as err:
+            if err.errno in (errno.ENOENT, errno.ENODEV):  # gone, and nobody in it
+                return False
+            raise
+
     def oom_kills(self, path: str) -> int:
         """See CgroupManager. The v2 counter includes the descendants."""
         return files.counter(f"{self._root}{files.checked(path)}/memory.events", "oom_kill")

@@ -6,7 +6,7 @@ import errno
 import math
 import os
 
-from runtimeshim.linux.cgroups import device_filter, devices
+from runtimeshim.linux.cgroups import device_filter, devices, devices_io
 from runtimeshim.linux.cgroups.files import CgroupError, read, write
 from runtimeshim.linux.cgroups.resources import (
     Limit,
@@ -174,6 +174,8 @@ LIMITS = (
     Limit("pids", "pids", ("limit",), pids),
     Limit("hugepageLimits", "hugetlb", (), hugetlb),
     Limit("devices", "devices", (), device_rules),
+    Limit("blockIO", "io", devices_io.BLOCK_IO, devices_io.block_io_v2),
+    Limit("rdma", "rdma", (), devices_io.rdma),
 )
 
-UNSUPPORTED = ("blockIO", "network", "rdma")
+UNSUPPORTED = ("network",)

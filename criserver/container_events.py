@@ -1,0 +1,34 @@
+"""GetContainerEvents: a message at every change of a sandbox or container."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from api.cri import api_pb2 as cri
+from criserver.container_status import status_of as container_status_of
+from criserver.events import Change
+from criserver.runtime import Runtime
+from criserver.sandbox_status import status_of as sandbox_status_of
+
+
+async def get_container_events(
+    runtime: Runtime, _request: cri.GetEventsRequest
+) -> AsyncIterator[cri.ContainerEventResponse]:
+    """Send events until the client leaves or the daemon stops.
+
+    Raises ResourceExhaustedError when the client is too slow to be told everything.
+    """
+    with runtime.events.listen() as listener:
+        async for change in listener.changes():
+            yield message(change)
+
+
+def message(change: Change) -> cri.ContainerEventResponse:
+    """Return the message of a change; the statuses are those right after it."""
+    return cri.ContainerEventResponse(
+        container_id=change.subject,
+        container_event_type=change.type,
+        created_at=change.created_at,
+        pod_sandbox_status=sandbox_status_of(change.sandbox),
+        containers_statuses=[container_status_of(each) for each in change.containers],
+    )

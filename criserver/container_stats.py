@@ -1,0 +1,66 @@
+"""ContainerStats, ListContainerStats and StreamContainerStats."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator
+
+from api.cri import api_pb2 as cri
+from criserver.container_list import by_id, full_id, has_labels
+from criserver.paging import chunks, pages
+from criserver.runtime import Runtime
+from criserver.stats.messages import fill_container
+from criserver.stats.readings import Readings
+from criserver.store.containers import Container
+
+
+async def container_stats(
+    runtime: Runtime, request: cri.ContainerStatsRequest
+) -> cri.ContainerStatsResponse:
+    """Measure one container; one that has exited has a writable layer and nothing else."""
+    container = runtime.containers.mirror.get(request.container_id)
+    (stats,) = await measured(runtime, [container])
+    return cri.ContainerStatsResponse(stats=stats)
+
+
+async def list_container_stats(
+    runtime: Runtime, request: cri.ListContainerStatsRequest
+) -> cri.ListContainerStatsResponse:
+    """Measure the containers that match all parts of the filter."""
+    found = await measured(runtime, matching(runtime, request.filter))
+    return cri.ListContainerStatsResponse(stats=found)
+
+
+async def stream_container_stats(
+    runtime: Runtime, request: cri.StreamContainerStatsRequest
+) -> AsyncIterator[cri.StreamContainerStatsResponse]:
+    """ListContainerStats in pieces, each measured when its turn has come."""
+    for some in chunks(list(matching(runtime, request.filter))):
+        for page in pages(await measured(runtime, some)):
+            yield cri.StreamContainerStatsResponse(container_stats=page)
+
+
+def matching(runtime: Runtime, wanted: cri.ContainerStatsFilter) -> Iterator[Container]:
+    """Return the containers that match all parts of the filter, oldest first."""
+    sandbox = full_id(runtime.sandboxes.mirror, wanted.pod_sandbox_id)
+    for container in by_id(runtime.containers.mirror, wanted.id):
+        if wanted.pod_sandbox_id and container.sandbox_id != sandbox:
+            continue
+        if has_labels(container.message_config.labels, wanted.label_selector):
+            yield container
+
+
+async def measured(runtime: Runtime, containers: Iterable[Container]) -> list[cri.ContainerStats]:
+    """Return the stats of containers."""
+    targets = await runtime.collector.container_targets(containers)
+    mountpoint = os.fspath(runtime.config.root)
+
+    def read(readings: Readings) -> list[cri.ContainerStats]:
+        made = []
+        for target in targets:
+            stats = cri.ContainerStats()
+            fill_container(stats, target, readings.container(target), mountpoint)
+            made.append(stats)
+        return made
+
+    return await runtime.collector.run(read)

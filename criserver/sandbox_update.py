@@ -1,0 +1,57 @@
+"""UpdatePodSandboxResources: the kubelet says that it has resized the pod's cgroup."""
+
+from __future__ import annotations
+
+import hashlib
+
+from api.cri import api_pb2 as cri
+from api.errors import InvalidArgumentError
+from api.stages import stage
+from criserver.container_update import refused
+from criserver.resources_merge import merged
+from criserver.runtime import Runtime
+from podsandbox.plan import plan_sandbox
+from runtimeshim.linux.cgroups import CgroupError
+from runtimeshim.linux.cgroups.update import update
+
+OPERATION = "UpdatePodSandboxResources"
+
+
+async def update_pod_sandbox_resources(
+    runtime: Runtime, request: cri.UpdatePodSandboxResourcesRequest
+) -> cri.UpdatePodSandboxResourcesResponse:
+    """Record the pod's resources and overhead, and apply the former to a cgroup of our own.
+
+    A cgroup that came with the pod is the kubelet's, which has done so already.
+    """
+    sandbox = runtime.sandboxes.mirror.get(request.pod_sandbox_id)
+    if not (request.HasField("resources") or request.HasField("overhead")):
+        raise InvalidArgumentError("the request has neither resources nor overhead")
+    content = request.SerializeToString(deterministic=True)
+    await runtime.operations.run(
+        sandbox.id,
+        OPERATION,
+        lambda: _update(runtime, sandbox.id, request),
+        detail=hashlib.sha256(content).hexdigest(),
+    )
+    return cri.UpdatePodSandboxResourcesResponse()
+
+
+async def _update(
+    runtime: Runtime, sandbox_id: str, request: cri.UpdatePodSandboxResourcesRequest
+) -> None:
+    sandbox = runtime.sandboxes.mirror.get(sandbox_id)
+    config = cri.PodSandboxConfig()
+    config.CopyFrom(sandbox.message)
+    linux = config.linux
+    linux.resources.CopyFrom(merged(linux.resources, request.resources))
+    linux.overhead.CopyFrom(merged(linux.overhead, request.overhead))
+    plan = plan_sandbox(sandbox_id, config)
+    if plan.own_cgroup and plan.resources and sandbox.state == cri.SANDBOX_READY:
+        try:
+            with stage("cgroup"):
+                update(runtime.cgroups, plan.cgroup_parent, plan.resources)
+        except CgroupError as err:
+            raise refused(err) from err
+    with stage("record"):
+        runtime.sandboxes.configured(sandbox_id, config)

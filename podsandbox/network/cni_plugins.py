@@ -1,0 +1,142 @@
+"""Runs CNI plugins: one method for each operation of the spec (CNI spec 1.1, section 2).
+
+A plugin is a program that is executed by the spawner. It is killed, with what it has started, when
+it takes longer than its timeout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from podsandbox.network.cni_config import CNIConfig, Plugin
+from podsandbox.network.cni_protocol import (
+    Attachment,
+    CNIPluginError,
+    Result,
+    environment,
+    gc_input,
+    network_environment,
+    network_input,
+    parse_error,
+    parse_result,
+    plugin_input,
+    result_for_del,
+    stderr_of,
+)
+from runtimeshim.client import ProgramResult, ProgramTimeoutError
+
+# STATUS looks and does nothing, and the kubelet waits for the answer.
+_STATUS_SECONDS = 10.0
+
+
+class ProgramRunner(Protocol):
+    """The part of runtimeshim.client.Spawner that is used here."""
+
+    async def run_program(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        stdin: bytes = b"",
+        timeout: float,
+    ) -> ProgramResult:
+        """Run a helper program to its end."""
+
+
+class Plugins:
+    """The plugin programs of the host. All methods raise CNIPluginError, and SpawnerError."""
+
+    def __init__(self, bin_dirs: Sequence[Path], runner: ProgramRunner, timeout: float) -> None:
+        """`timeout`, in seconds, is that of each plugin's run."""
+        self._bin_dirs = [str(directory) for directory in bin_dirs]
+        self._runner = runner
+        self._timeout = timeout
+
+    async def add(self, attachment: Attachment, netns: str) -> Result:
+        """Run ADD of every plugin in order, each with the result of the one before."""
+        result: Result | None = None
+        for plugin in attachment.config.plugins:
+            stdin = plugin_input(attachment, plugin, result)
+            env = environment("ADD", attachment, netns, self._bin_dirs)
+            stdout = await self._run(plugin, env, stdin)
+            with _naming(plugin, "ADD"):
+                result = parse_result(stdout, attachment.config.version)
+        if result is None:
+            raise CNIPluginError("no plugins")
+        return result
+
+    async def delete(self, attachment: Attachment, netns: str) -> None:
+        """Run DEL of every plugin, last first, also after one that fails; `netns` may be ""."""
+        failure: CNIPluginError | None = None
+        env = environment("DEL", attachment, netns, self._bin_dirs)
+        for plugin in reversed(attachment.config.plugins):
+            stdin = plugin_input(attachment, plugin, result_for_del(attachment))
+            try:
+                await self._run(plugin, env, stdin)
+            except CNIPluginError as err:
+                failure = failure or err
+        if failure is not None:
+            raise failure
+
+    async def check(self, attachment: Attachment, netns: str) -> None:
+        """Run CHECK of every plugin: is the pod's network as ADD has left it?"""
+        env = environment("CHECK", attachment, netns, self._bin_dirs)
+        for plugin in attachment.config.plugins:
+            await self._run(plugin, env, plugin_input(attachment, plugin, attachment.result))
+
+    async def status(self, config: CNIConfig) -> None:
+        """Run STATUS of every plugin: could a pod be attached now?"""
+        env = network_environment("STATUS", self._bin_dirs)
+        for plugin in config.plugins:
+            timeout = min(self._timeout, _STATUS_SECONDS)
+            await self._run(plugin, env, network_input(config, plugin), timeout)
+
+    async def collect_garbage(self, config: CNIConfig, valid: Sequence[str]) -> None:
+        """Run GC of every plugin, also after one that fails; `valid` are ids of sandboxes."""
+        failure: CNIPluginError | None = None
+        env = network_environment("GC", self._bin_dirs)
+        for plugin in config.plugins:
+            try:
+                await self._run(plugin, env, gc_input(config, plugin, valid))
+            except CNIPluginError as err:
+                failure = failure or err
+        if failure is not None:
+            raise failure
+
+    def program(self, plugin: Plugin) -> str:
+        """Return the path of a plugin, from the first directory that has it."""
+        for directory in self._bin_dirs:
+            path = f"{directory}/{plugin['type']}"
+            if os.path.isfile(path) and os.access(path, os.X_OK):
+                return path
+        raise CNIPluginError(f"plugin {plugin['type']} is not in {', '.join(self._bin_dirs)}")
+
+    async def _run(
+        self, plugin: Plugin, env: Mapping[str, str], stdin: bytes, timeout: float | None = None
+    ) -> bytes:
+        """Run one plugin and return its stdout."""
+        seconds = self._timeout if timeout is None else timeout
+        with _naming(plugin, env["CNI_COMMAND"]):
+            try:
+                result = await self._runner.run_program(
+                    [self.program(plugin)], env=env, stdin=stdin, timeout=seconds
+                )
+            except ProgramTimeoutError as err:
+                words = f"killed after {seconds:g} s{stderr_of(err.stderr)}"
+                raise CNIPluginError(words) from err
+            if result.exit_code != 0:
+                raise parse_error(result.exit_code, result.stdout, result.stderr)
+            return result.stdout
+
+
+@contextlib.contextmanager
+def _naming(plugin: Plugin, command: str) -> Iterator[None]:
+    """Put the plugin's name before what it did wrong."""
+    try:
+        yield
+    except CNIPluginError as err:
+        raise CNIPluginError(f"plugin {plugin['type']} {command}: {err}") from err

@@ -1,0 +1,1 @@
+"""The verbs, one a file: each has FLAGS and `run(context, options, arguments) -> exit code`."""

@@ -1,0 +1,104 @@
+"""exec, from the side of who starts it: the fork into the container, and its outcome."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from runtimeshim import wire
+from runtimeshim.linux import cgroups
+from runtimeshim.oci import join, spec
+from runtimeshim.oci.errors import SpecError, StageError
+from runtimeshim.oci.namespaces import Namespaces
+
+
+class Target:
+    """The running container that a process is started in."""
+
+    __slots__ = ("cgroup_path", "linux", "manager", "pid", "pidfd", "seccomp_cache", "state")
+
+    def __init__(
+        self,
+        *,
+        pid: int,
+        pidfd: int,
+        manager: cgroups.CgroupManager,
+        cgroup_path: str,
+        seccomp_cache: str | None,
+        linux: Mapping[str, Any],
+        state: Mapping[str, Any],
+    ) -> None:
+        self.pid = pid  # of the init
+        self.pidfd = pidfd  # of the init
+        self.manager = manager
+        self.cgroup_path = cgroup_path
+        self.seccomp_cache = seccomp_cache
+        self.linux = linux  # of the container's specification
+        self.state = state  # what a seccomp listener is told
+
+
+def start(
+    target: Target,
+    wanted: Mapping[str, Any],
+    stdio: tuple[int, int, int] | None,
+    *,
+    preserve_fds: int = 0,
+) -> tuple[int, int | None]:
+    """Start an OCI process object; returns its pid, and its terminal's master without `stdio`.
+
+    Raises StageError with what failed; nothing is left running then.
+    """
+    try:
+        spec.check_process(wanted)
+    except SpecError as err:
+        raise StageError("spec", str(err), "spec") from err
+    ours, theirs = wire.pair()
+    with ours:
+        namespaces = Namespaces([])
+        namespaces.pid_fd = os.open(f"/proc/{target.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pid = namespaces.fork()
+            if pid == 0:
+                ours.close()
+                join.run(
+                    wanted,
+                    pidfd=target.pidfd,
+                    manager=target.manager,
+                    cgroup_path=target.cgroup_path,
+                    seccomp_profile=target.linux.get("seccomp"),
+                    seccomp_cache=target.seccomp_cache,
+                    stdio=stdio,
+                    sync=theirs,
+                    preserve_fds=preserve_fds,
+                    linux=target.linux,
+                    state=target.state,
+                )
+        finally:
+            namespaces.close()
+            theirs.close()
+        try:
+            return pid, _outcome(ours)
+        except StageError:
+            os.waitpid(pid, 0)
+            raise
+
+
+def _outcome(sync: socket.socket) -> int | None:
+    """Read messages until execve closes the socket; returns a terminal's master, if any."""
+    master: int | None = None
+    while True:
+        try:
+            received = wire.receive(sync)
+        except ConnectionResetError:  # killed: its exit code tells
+            received = None
+        if received is None:
+            return master
+        message, fds = received
+        if fds:
+            master = fds[0]
+        if "error" in message:
+            if master is not None:
+                os.close(master)
+            raise StageError(message["stage"], message["error"], message["kind"])

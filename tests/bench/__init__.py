@@ -1,0 +1,1 @@
+"""Benchmarks: run by hand, beside whichever peers are on PATH; nothing here is a test."""

@@ -1,0 +1,1 @@
+"""Fuzzing of what reads untrusted bytes; see `python -m tests.fuzz --help`."""

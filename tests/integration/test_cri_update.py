@@ -1,0 +1,218 @@
+"""New limits for containers and pods that run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from api.cri import api_pb2 as cri
+from tests.integration.daemon import RPC_SECONDS, Daemon
+from tests.integration.pods import Pods, refused
+from tests.integration.registry import Registry
+
+SLEEP = ("sleep", "3600")
+MIB = 1 << 20
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+@pytest.fixture(scope="module")
+def pods(module_daemon: Daemon, registry: Registry) -> Pods:
+    made = Pods(module_daemon)
+    made.pull(registry)
+    return made
+
+
+@pytest.fixture
+def pod(pods: Pods) -> Iterator[str]:
+    made = pods.run_pod()
+    yield made
+    pods.remove_pod(made)
+
+
+def linux(**fields: object) -> cri.LinuxContainerConfig:
+    options = cri.NamespaceOption(network=cri.NODE, pid=cri.CONTAINER)
+    return cri.LinuxContainerConfig(
+        resources=cri.LinuxContainerResources(**fields),  # type: ignore[arg-type]
+        security_context=cri.LinuxContainerSecurityContext(namespace_options=options),
+    )
+
+
+def update(pods: Pods, container: str, **fields: object) -> None:
+    resources = cri.LinuxContainerResources(**fields)  # type: ignore[arg-type]
+    request = cri.UpdateContainerResourcesRequest(container_id=container, linux=resources)
+    pods.daemon.runtime.UpdateContainerResources(request, timeout=RPC_SECONDS)
+
+
+def cgroup(pod: str, container: str, controller: str, file: str) -> str:
+    """A control file's value; this project's tests run on cgroup v1 and hybrid machines."""
+    path = CGROUPS / controller / f"criserver-{pod}" / container / file
+    return path.read_text().strip()
+
+
+def limits(pod: str, container: str) -> tuple[str, ...]:
+    files = (
+        ("cpu", "cpu.shares"),
+        ("cpu", "cpu.cfs_quota_us"),
+        ("cpu", "cpu.cfs_period_us"),
+        ("cpuset", "cpuset.cpus"),
+        ("memory", "memory.limit_in_bytes"),
+        ("memory", "memory.memsw.limit_in_bytes"),
+    )
+    return tuple(cgroup(pod, container, *file) for file in files)
+
+
+def test_limits_reach_the_kernel_and_the_status(pods: Pods, pod: str) -> None:
+    container = pods.run(pod, *SLEEP, linux=linux(memory_limit_in_bytes=64 * MIB))
+    update(
+        pods,
+        container,
+        cpu_shares=300,
+        cpu_quota=20_000,
+        cpu_period=50_000,
+        cpuset_cpus="0",
+        memory_limit_in_bytes=128 * MIB,
+    )
+    expected = ("300", "20000", "50000", "0", str(128 * MIB), str(128 * MIB))
+    assert limits(pod, container) == expected
+    resources = pods.status(container).resources.linux
+    assert (resources.cpu_shares, resources.cpu_quota, resources.cpu_period) == (
+        300,
+        20_000,
+        50_000,
+    )
+    assert (resources.cpuset_cpus, resources.memory_limit_in_bytes) == ("0", 128 * MIB)
+
+
+def test_what_is_left_out_stays(pods: Pods, pod: str) -> None:
+    wanted = linux(cpu_shares=300, cpu_quota=20_000, cpu_period=50_000)
+    container = pods.run(pod, *SLEEP, linux=wanted)
+    update(pods, container, cpu_shares=400)
+    assert limits(pod, container)[:3] == ("400", "20000", "50000")
+    update(pods, container, cpu_quota=-1)
+    assert limits(pod, container)[:3] == ("400", "-1", "50000")
+    resources = pods.status(container).resources.linux
+    assert (resources.cpu_shares, resources.cpu_quota) == (400, -1)
+
+
+def test_memory_goes_up_and_down(pods: Pods, pod: str) -> None:
+    wanted = linux(memory_limit_in_bytes=64 * MIB, memory_swap_limit_in_bytes=64 * MIB)
+    container = pods.run(pod, *SLEEP, linux=wanted)
+    for size in (256 * MIB, 32 * MIB, 64 * MIB):
+        update(pods, container, memory_limit_in_bytes=size)
+        assert limits(pod, container)[4:] == (str(size), str(size))
+    update(pods, container, memory_limit_in_bytes=64 * MIB, memory_swap_limit_in_bytes=96 * MIB)
+    assert limits(pod, container)[4:] == (str(64 * MIB), str(96 * MIB))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ({"cpu_shares": 500, "cpuset_cpus": "7000"}, "INVALID_ARGUMENT"),
+        ({"cpu_shares": 500, "cpuset_mems": "nonsense"}, "INVALID_ARGUMENT"),
+        ({"cpu_shares": 500, "cpu_quota": 1}, "INVALID_ARGUMENT"),
+        ({"cpu_shares": 500, "cpu_quota": -7}, "INVALID_ARGUMENT"),
+        ({"cpu_shares": -1}, "INVALID_ARGUMENT"),
+        ({"cpu_shares": 500, "memory_limit_in_bytes": 64 * MIB,
+          "memory_swap_limit_in_bytes": 32 * MIB}, "INVALID_ARGUMENT"),
+        ({"cpu_shares": 500, "oom_score_adj": 1001}, "INVALID_ARGUMENT"),
+        ({"cpu_shares": 500, "cpuset_cpus": "0\0"}, "INVALID_ARGUMENT"),
+        ({"cpu_shares": 500, "unified": {"memory.high": "1"}}, "INVALID_ARGUMENT"),
+        ({"cpu_quota": 10_000, "memory_limit_in_bytes": 1 << 20,
+          "memory_swap_limit_in_bytes": 1 << 20}, "FAILED_PRECONDITION"),
+    ],
+)  # fmt: skip
+def test_a_refused_update_changes_nothing(
+    pods: Pods, pod: str, wrong: dict[str, object], code: str
+) -> None:
+    wanted = linux(cpu_shares=300, cpu_quota=20_000, cpu_period=50_000, cpuset_cpus="0-1")
+    # Memory that cannot be reclaimed: a tmpfs without swap.
+    script = "head -c 8388608 /dev/zero > /dev/shm/held; exec sleep 3600"
+    container = pods.run(pod, "sh", "-c", script, linux=wanted)
+    pods.exec(container, "sh", "-c", "until [ $(wc -c < /dev/shm/held) = 8388608 ]; do :; done")
+    before, status = limits(pod, container), pods.status(container)
+    spec = pods.verbose_status(container).info["info"]
+    refused(code, update, pods, container, **wrong)
+    assert limits(pod, container) == before
+    assert pods.status(container) == status
+    assert pods.verbose_status(container).info["info"] == spec
+
+
+def test_a_created_container_starts_with_the_new_limits(pods: Pods, pod: str) -> None:
+    container = pods.create(pod, *SLEEP)
+    update(pods, container, cpu_shares=333)
+    pods.start(container)
+    assert limits(pod, container)[0] == "333"
+
+
+def test_an_exited_container_only_remembers(pods: Pods, pod: str) -> None:
+    container = pods.run(pod, "true")
+    pods.exited(container)
+    update(pods, container, cpu_shares=333)
+    assert pods.status(container).resources.linux.cpu_shares == 333
+
+
+def test_the_oom_score_of_its_processes(pods: Pods, pod: str) -> None:
+    container = pods.run(pod, *SLEEP)
+    update(pods, container, oom_score_adj=555)
+    assert pods.exec(container, "cat", "/proc/1/oom_score_adj").stdout == b"555\n"
+    assert pods.exec(container, "cat", "/proc/self/oom_score_adj").stdout == b"555\n"
+
+
+def test_new_limits_outlive_the_daemon(pods: Pods, pod: str) -> None:
+    container = pods.run(pod, *SLEEP)
+    update(pods, container, cpu_shares=333)
+    pods.daemon.restart()
+    assert pods.status(container).resources.linux.cpu_shares == 333
+    update(pods, container, cpu_quota=20_000)
+    assert limits(pod, container)[:2] == ("333", "20000")
+
+
+def test_bad_requests(pods: Pods, pod: str) -> None:
+    refused("NOT_FOUND", update, pods, "0" * 64, cpu_shares=5)
+    container = pods.create(pod, *SLEEP)
+    request = cri.UpdateContainerResourcesRequest(container_id=container)
+    call = pods.daemon.runtime.UpdateContainerResources
+    assert "linux" in refused("INVALID_ARGUMENT", call, request, timeout=RPC_SECONDS)
+
+
+def resize_pod(pods: Pods, pod: str, **fields: object) -> None:
+    resources = cri.LinuxContainerResources(**fields)  # type: ignore[arg-type]
+    request = cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=resources)
+    pods.daemon.runtime.UpdatePodSandboxResources(request, timeout=RPC_SECONDS)
+
+
+def test_a_pod_with_a_cgroup_of_its_own_is_resized(pods: Pods, pod: str) -> None:
+    resize_pod(pods, pod, cpu_shares=700)
+    assert cgroup(pod, "", "cpu", "cpu.shares") == "700"
+    refused("INVALID_ARGUMENT", resize_pod, pods, pod, cpu_shares=800, cpuset_cpus="7000")
+    assert cgroup(pod, "", "cpu", "cpu.shares") == "700"
+
+
+def test_the_cgroup_of_the_kubelet_is_left_alone(pods: Pods) -> None:
+    name = f"{pods.daemon.name}-kubelet"
+    parent = CGROUPS / "cpu" / name
+    context = pods.config().linux.security_context
+    pod = pods.run_pod(
+        pods.config(
+            linux=cri.LinuxPodSandboxConfig(cgroup_parent=f"/{name}/pod", security_context=context)
+        )
+    )
+    try:
+        (parent / "pod" / "cpu.shares").write_text("600")
+        resize_pod(pods, pod, cpu_shares=700)
+        assert (parent / "pod" / "cpu.shares").read_text() == "600\n"
+    finally:
+        pods.remove_pod(pod)
+        for controller in CGROUPS.iterdir():
+            for directory in (controller / name / "pod", controller / name):
+                if directory.exists() and not controller.is_symlink():
+                    directory.rmdir()
+
+
+def test_bad_requests_for_pods(pods: Pods, pod: str) -> None:
+    refused("NOT_FOUND", resize_pod, pods, "0" * 64, cpu_shares=5)
+    request = cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod)
+    call = pods.daemon.runtime.UpdatePodSandboxResources
+    refused("INVALID_ARGUMENT", call, request, timeout=RPC_SECONDS)
