@@ -224,13 +224,8 @@ class Container:
 
     def state(self, status: str) -> dict[str, Any]:
         """Return the container's state, as hooks get it."""
-        return hooks.state(
-            self.spec,
-            container_id=self._id(),
-            status=status,
-            pid=self.pid if status != "stopped" else 0,
-            bundle=self.bundle,
-        )
+        pid = self.pid if status != "stopped" else 0
+        return describe(self.bundle, self.spec, pid, status, self._id())
 
     def _why(self) -> str:
         """Explain an init that died without a word: most often its memory limit was too small."""
@@ -291,8 +286,31 @@ class Container:
         self.manager.delete(self.cgroup_path)
 
 
+def describe(
+    bundle: str, spec: Mapping[str, Any], pid: int, status: str, container_id: str = ""
+) -> dict[str, Any]:
+    """Return a container's state; its id is the bundle's name unless it has another."""
+    return hooks.state(
+        spec,
+        container_id=container_id or os.path.basename(bundle),
+        status=status,
+        pid=pid,
+        bundle=bundle,
+    )
+
+
 def load(bundle: str) -> Mapping[str, Any]:
     """Read config.json, and see that it can be carried out. Raises StageError."""
+    spec = load_unchecked(bundle)
+    try:
+        oci_spec.check(spec)
+    except SpecError as err:
+        raise StageError("spec", str(err), "spec") from err
+    return spec
+
+
+def load_unchecked(bundle: str) -> Mapping[str, Any]:
+    """Read config.json again: that of a created container has been checked. Raises StageError."""
     path = f"{bundle}/config.json"
     try:
         with open(path, "rb", buffering=0) as source:
@@ -302,8 +320,4 @@ def load(bundle: str) -> Mapping[str, Any]:
         raise StageError("spec", f"{path} cannot be read: {err}") from err
     if len(content) > MAX_SPEC or not isinstance(spec, dict):
         raise StageError("spec", f"{path} is no JSON object of at most {MAX_SPEC} bytes")
-    try:
-        oci_spec.check(spec)
-    except SpecError as err:
-        raise StageError("spec", str(err), "spec") from err
     return spec

@@ -1,38 +1,71 @@
-"""Processes that were started in the container beside its init."""
+"""Processes that were started in the container beside its init.
+
+    shim                                     exec'd process
+      ├── fork into the PID namespace ──────────►│ reads what it is to be; joins a cgroup of its own
+      │                                          │ below the container's, and its namespaces
+      │◄─────────────────────── terminal, ready ─┤ timings; execve
+      │◄────────────────── end of file, or error ┘
+
+The shim waits for nothing of that: it goes on with the container's output meanwhile.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from runtimeshim import wire
-from runtimeshim.oci import join, spec, terminal
-from runtimeshim.oci.container import Container
-from runtimeshim.oci.errors import SpecError, StageError
+from runtimeshim.oci import container as oci
+from runtimeshim.oci import init, join, spec, terminal
+from runtimeshim.oci.errors import StageError
 from runtimeshim.oci.namespaces import Namespaces
+from runtimeshim.shim.poller import READ, Poller
+from runtimeshim.shim.task import Task
+
+Send = Callable[[socket.socket, wire.Message, Sequence[int]], None]
 
 
 class ExecProcess:
-    """One started process; the shim keeps its terminal's master to resize it."""
+    """One process; the shim keeps its terminal's master to resize it."""
 
-    __slots__ = ("client", "name", "pid", "terminal")
+    __slots__ = (
+        "cgroup",
+        "client",
+        "failed",
+        "name",
+        "pid",
+        "request",
+        "sync",
+        "terminal",
+        "timings",
+    )
 
-    def __init__(self, name: int, client: socket.socket) -> None:
+    def __init__(self, name: int, client: socket.socket, request: int) -> None:
         self.name = name
         self.client = client
+        self.request = request  # what the client gets its answer to
         self.pid = 0
+        self.failed = False  # to execve: the answer said so, and no exit is told
+        self.sync: socket.socket | None = None  # until execve
         self.terminal: int | None = None
+        self.cgroup = ""  # its own, or "": a kernel that refuses it
+        self.timings: dict[str, int] = {}
 
-    def kill(self, number: int) -> None:
+    def kill(self, number: int, task: Task) -> None:
         """Signal it; SIGKILL reaches its descendants too, also those in sessions of their own."""
-        if number == signal.SIGKILL:
+        if number != signal.SIGKILL:
+            _kill(self.pid, number)
+        elif self.cgroup:
+            task.manager.kill(self.cgroup)
+        else:
             _kill(self.pid, signal.SIGSTOP)  # or it would see its children die, and go on
             for pid in descendants(self.pid):
                 _kill(pid, signal.SIGKILL)
-        _kill(self.pid, number)
+            _kill(self.pid, signal.SIGKILL)
 
     def resize(self, width: int, height: int) -> None:
         """Set its terminal's size. Raises ValueError without a terminal."""
@@ -45,6 +78,92 @@ class ExecProcess:
         if self.terminal is not None:
             os.close(self.terminal)
             self.terminal = None
+
+
+class Execs:
+    """The exec'd processes of one container, from the request to the exit code."""
+
+    def __init__(self, task: Task, poller: Poller, send: Send) -> None:
+        self._task = task
+        self._poller = poller
+        self._send = send
+        self._running: dict[int, ExecProcess] = {}
+        self._last = 0
+        self._cgroups: list[str] = []  # of processes that have left others behind
+
+    def start(self, client: socket.socket, message: wire.Message, fds: Sequence[int]) -> None:
+        """Begin to start a process; the answer is sent when execve has come, or failed.
+
+        The first fd is a file with its OCI process object, three more are its streams.
+        """
+        self._last += 1
+        process = ExecProcess(self._last, client, message["id"])
+        stdio = (fds[1], fds[2], fds[3]) if len(fds) == 4 else None
+        name = f"exec-{os.getpid()}-{process.name}"
+        process.pid, process.sync = fork(self._task, fds[0], stdio, name)
+        self._running[process.pid] = process
+        self._poller.register(process.sync.fileno(), READ, lambda _: self._on_sync(process))
+
+    def find(self, name: int) -> ExecProcess:
+        """Return a process by the name that its client has. Raises ProcessLookupError."""
+        for process in self._running.values():
+            if process.name == name:
+                return process
+        raise ProcessLookupError
+
+    def exited(self, pid: int, code: int) -> None:
+        """Take the exit code of a child, and tell the client whose it was."""
+        process = self._running.pop(pid, None)
+        if process is None:
+            return
+        while process.sync is not None:  # what it said before its end comes first
+            self._on_sync(process)
+        process.close()
+        self._remove_cgroups(process)
+        if not process.failed:
+            event = {"event": "exec-exit", "exec": process.name, "code": code}
+            self._send(process.client, event, [])
+
+    def _on_sync(self, process: ExecProcess) -> None:
+        """Read one message of a process that is being started, or the end: it is started."""
+        assert process.sync is not None
+        try:
+            received = wire.receive(process.sync)
+        except ConnectionResetError:  # killed: its exit code tells
+            received = None
+        if received is None:
+            self._started(process)
+            return
+        message, fds = received
+        if "error" in message:
+            self._failed(process, message)
+        elif fds:
+            process.terminal = fds[0]
+        else:
+            process.cgroup, process.timings = message["cgroup"], message["timings"]
+
+    def _end_sync(self, process: ExecProcess) -> None:
+        assert process.sync is not None
+        self._poller.unregister(process.sync.fileno())
+        process.sync.close()
+        process.sync = None
+
+    def _started(self, process: ExecProcess) -> None:
+        self._end_sync(process)
+        answer = {"exec": process.name, "pid": process.pid, "timings": process.timings}
+        given = [] if process.terminal is None else [process.terminal]
+        self._send(process.client, {"id": process.request, **answer}, given)
+
+    def _failed(self, process: ExecProcess, message: wire.Message) -> None:
+        self._end_sync(process)
+        process.failed = True
+        error = {"error": message["error"], "stage": message["stage"], "kind": message["kind"]}
+        self._send(process.client, {"id": process.request, **error}, [])
+
+    def _remove_cgroups(self, process: ExecProcess) -> None:
+        """Remove its cgroup, and those whose last process has ended since they were tried."""
+        tried = [*self._cgroups, process.cgroup] if process.cgroup else self._cgroups
+        self._cgroups = [path for path in tried if not self._task.manager.remove_empty(path)]
 
 
 def _kill(pid: int, number: int) -> None:
@@ -72,76 +191,66 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def start(
-    container: Container,
-    target: Mapping[str, Any],
-    stdio: tuple[int, int, int] | None,
-    exec_process: ExecProcess,
-) -> list[int]:
-    """Start `target` in the container; returns the fds for the caller: a terminal's master.
+def fork(
+    task: Task, target: int, stdio: tuple[int, int, int] | None, name: str
+) -> tuple[int, socket.socket]:
+    """Fork a process that becomes what the file `target` says; returns its pid and its socket.
 
-    Raises StageError with what failed; nothing is left running then.
+    Raises OSError: the init has gone.
     """
-    if not target.get("terminal") and stdio is None:
-        raise StageError("spec", "an exec without a terminal needs three streams", "spec")
-    try:
-        spec.check_process(target)
-    except SpecError as err:
-        raise StageError("spec", str(err), "spec") from err
     ours, theirs = wire.pair()
-    with ours:
-        namespaces = Namespaces([])
-        namespaces.pid_fd = os.open(f"/proc/{container.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            exec_process.pid = namespaces.fork()
-            if exec_process.pid == 0:
-                _become(container, target, stdio, theirs)
-        finally:
-            namespaces.close()
-            theirs.close()
-        try:
-            return _outcome(ours, exec_process)
-        except StageError:
-            os.waitpid(exec_process.pid, 0)
-            exec_process.close()
-            raise
+    namespaces = Namespaces([])
+    try:
+        # By the pidfd: the init's number may be another's by now (man 2 setns, Linux 5.8).
+        namespaces.pid_fd = os.dup(task.pidfd)
+        pid = namespaces.fork()
+        if pid == 0:
+            _become(task, target, stdio, theirs, name)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        namespaces.close()
+        theirs.close()
+    return pid, ours
 
 
 def _become(
-    container: Container,
-    target: Mapping[str, Any],
+    task: Task,
+    target: int,
     stdio: tuple[int, int, int] | None,
     sync: socket.socket,
-) -> None:
+    name: str,
+) -> NoReturn:
+    try:
+        wanted = _read_process(target)
+        if not wanted.get("terminal") and stdio is None:
+            raise StageError("spec", "an exec without a terminal needs three streams", "spec")
+        container = oci.load_unchecked(task.bundle)
+        linux: Mapping[str, Any] = container.get("linux") or {}
+        state = oci.describe(task.bundle, container, task.pid, "running")
+    except BaseException as err:  # noqa: BLE001 - a forked child must not unwind into its parent
+        init.report(sync, "spec", err)
+        os._exit(init.START_FAILED)
     join.run(
-        target,
-        pidfd=container.pidfd,
-        manager=container.manager,
-        cgroup_path=container.cgroup_path,
-        seccomp_profile=(container.spec.get("linux") or {}).get("seccomp"),
-        seccomp_cache=container.seccomp_cache,
+        wanted,
+        pidfd=task.pidfd,
+        manager=task.manager,
+        cgroup_path=task.cgroup_path,
+        own_cgroup=name,
+        init_pid=task.pid,
+        seccomp_profile=linux.get("seccomp"),
+        seccomp_cache=task.seccomp_cache,
         stdio=stdio,
         sync=sync,
-        linux=container.spec.get("linux"),
-        state=container.state("running"),
+        linux=linux,
+        state=state,
     )
 
 
-def _outcome(sync: socket.socket, exec_process: ExecProcess) -> list[int]:
-    """Read messages until execve closes the socket; returns a terminal's master, if any."""
-    given: list[int] = []
-    while True:
-        try:
-            received = wire.receive(sync)
-        except ConnectionResetError:  # killed: its exit code tells
-            received = None
-        if received is None:
-            return given
-        message, fds = received
-        if fds:
-            exec_process.terminal = fds[0]
-            given = [os.dup(fds[0])]
-        if "error" in message:
-            for fd in given:
-                os.close(fd)
-            raise StageError(message["stage"], message["error"], message["kind"])
+def _read_process(file: int) -> Mapping[str, Any]:
+    """Read the OCI process object, and see that it can be carried out. Raises SpecError."""
+    content = os.pread(file, oci.MAX_SPEC, 0)
+    wanted: Mapping[str, Any] = json.loads(content)
+    spec.check_process(wanted)
+    return wanted

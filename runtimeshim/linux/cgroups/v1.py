@@ -100,6 +100,24 @@ class V1Manager(CgroupManager):
         for hierarchy in self._hierarchies:
             files.write(f"{hierarchy.directory}{path}/{file}", str(pid))
 
+    def join_own(self, path: str, name: str, init: int) -> str:
+        """See CgroupManager. The child is of the freezer's hierarchy only: it limits nothing."""
+        path = files.checked(path)
+        freezer = self._by_controller.get("freezer")
+        if freezer is None:
+            self.join(path, 0)
+            return ""
+        own = f"{path}/{name}"
+        files.make(freezer, own)
+        for hierarchy in self._hierarchies:
+            target = own if hierarchy.directory == freezer else path
+            files.write(f"{hierarchy.directory}{target}/{TASKS}", "0")
+        return own
+
+    def remove_empty(self, path: str) -> bool:
+        """See CgroupManager."""
+        return files.remove_if_empty(self._listed + files.checked_leaf(path))
+
     def pids(self, path: str) -> list[int]:
         """See CgroupManager."""
         return files.pids(self._listed + files.checked(path))
