@@ -17,32 +17,10 @@ from runtimeshim.oci import spec as oci_spec
 from runtimeshim.oci.errors import SpecError, StageError
 from runtimeshim.oci.idmaps import IdMaps
 from runtimeshim.oci.namespaces import Namespaces
+from runtimeshim.oci.stdio import Streams
 
 # config.json holds a seccomp profile and mounts; one that is larger is no honest spec.
 MAX_SPEC = 8 * 1024 * 1024
-
-
-_hierarchy: cgroups.CgroupManager | None = None
-
-
-def hierarchy() -> cgroups.CgroupManager:
-    """Return this machine's cgroups, looked for once: shims inherit the answer."""
-    global _hierarchy
-    if _hierarchy is None:
-        _hierarchy = cgroups.manager()
-    return _hierarchy
-
-
-class Streams:
-    """The shim's ends of a container's stdio; None where there is none."""
-
-    __slots__ = ("stderr", "stdin", "stdout", "terminal")
-
-    def __init__(self) -> None:
-        self.stdin: int | None = None
-        self.stdout: int | None = None
-        self.stderr: int | None = None
-        self.terminal: int | None = None
 
 
 class Container:
@@ -52,7 +30,7 @@ class Container:
         self.bundle = bundle
         self.spec = spec
         self.seccomp_cache = seccomp_cache
-        self.manager = hierarchy()
+        self.manager = cgroups.hierarchy()
         linux: Mapping[str, Any] = spec.get("linux") or {}
         # The specification leaves the path to the runtime where the spec has none.
         self.cgroup_path = linux.get("cgroupsPath") or f"/{os.path.basename(bundle)}"
@@ -123,7 +101,7 @@ class Container:
     def _fork_with_pipes(
         self, namespaces: Namespaces, overlay: Mapping[str, Any] | None, stdin: bool
     ) -> None:
-        stdio = self._open_streams(stdin)
+        stdio = self.streams.open_pipes(stdin)
         try:
             self._fork(namespaces, overlay, stdio)
         finally:
@@ -160,16 +138,6 @@ class Container:
         self.pidfd = os.pidfd_open(self.pid)
         theirs.close()
         self.sync = ours
-
-    def _open_streams(self, stdin: bool) -> tuple[int, int, int]:
-        """Make the pipes; returns the container's ends."""
-        if stdin:
-            theirs_in, self.streams.stdin = os.pipe2(os.O_CLOEXEC)
-        else:
-            theirs_in = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self.streams.stdout, theirs_out = os.pipe2(os.O_CLOEXEC)
-        self.streams.stderr, theirs_err = os.pipe2(os.O_CLOEXEC)
-        return theirs_in, theirs_out, theirs_err
 
     def _wait_ready(self) -> None:
         while True:

@@ -2,43 +2,39 @@
 
     shim                              creator
       ├── fork ──────────────────────────►│ waits
-      ├── request ───────────────────────►│ config.json, cgroup, pipes, fork of the init …
+      ├── request ───────────────────────►│ the handler's create: cgroup, pipes, fork of the init …
       │◄────────────── task, fds or error ┤ ends: the shim, a subreaper, is the init's parent
       │
 
-What creating takes in memory, most of all pages that are no longer shared with the spawner, goes
+What creating takes in memory, most of all pages that are no longer shared with the template, goes
 with it: a shim that did it itself would keep that for as long as the container lives.
 """
 
 from __future__ import annotations
 
-import os
 import socket
-from typing import NoReturn
+from collections.abc import Callable
 
 from runtimeshim import wire
-from runtimeshim.oci import container as oci
 from runtimeshim.oci.errors import StageError
-from runtimeshim.shim import task
+from runtimeshim.shim.handler import Handler, in_child
+from runtimeshim.shim.task import Task
 
 
 class Creator:
-    """The shim's side."""
+    """The shim's side; `choose` returns the handler of a request."""
 
-    __slots__ = ("_sock",)
+    __slots__ = ("_choose", "_sock")
 
-    def __init__(self) -> None:
-        self._sock, theirs = wire.pair()
-        if os.fork() == 0:
-            self._sock.close()
-            _run(theirs)
-        theirs.close()
+    def __init__(self, choose: Callable[[wire.Message], Handler]) -> None:
+        self._choose = choose
+        _, self._sock = in_child(self._serve)
 
     def close(self) -> None:
         """End it: there is nothing to create."""
         self._sock.close()
 
-    def create(self, request: wire.Message) -> task.Task:
+    def create(self, request: wire.Message) -> Task:
         """Have the container created. Raises StageError; nothing of it is left then."""
         try:
             wire.send(self._sock, request)
@@ -52,33 +48,17 @@ class Creator:
         message, fds = received
         if "error" in message:
             raise StageError(message["stage"], message["error"], message["kind"])
-        return task.Task(request, message, dict(zip(message["names"], fds, strict=True)))
+        named = dict(zip(message["names"], fds, strict=True))
+        return Task(self._choose(request), request, message, named)
 
-
-def _run(sock: socket.socket) -> NoReturn:
-    """Create what is asked for; never returns into the shim's code."""
-    code = 1
-    try:
+    def _serve(self, sock: socket.socket) -> None:
         received = wire.receive(sock)
-        if received is not None:  # else the shim ended before it had anything to create
-            _create(sock, received[0])
-        code = 0
-    except BaseException as err:  # noqa: BLE001 - a forked child must not unwind into its parent
-        os.write(2, f"creator: {type(err).__name__}: {err}\n".encode(errors="replace"))
-    finally:
-        os._exit(code)
-
-
-def _create(sock: socket.socket, request: wire.Message) -> None:
-    bundle, options = request["bundle"], request["options"]
-    try:
-        container = oci.Container(bundle, oci.load(bundle), options["seccomp_cache"])
-        container.create(options["rootfs"], stdin=options["stdin"])
-    except StageError as err:
-        wire.send(sock, {"error": err.message, "stage": err.stage, "kind": err.kind})
-        return
-    made, fds = task.made_of(container)
-    try:
-        wire.send(sock, {**made, "names": list(fds)}, list(fds.values()))
-    except OSError:  # the shim was killed meanwhile: nobody will have this container
-        container.delete_cgroup()
+        if received is None:  # the shim ended before it had anything to create
+            return
+        request, _ = received
+        handler = self._choose(request)
+        made, fds = handler.create(request)
+        try:
+            wire.send(sock, {**made, "names": list(fds)}, list(fds.values()))
+        except OSError:  # the shim was killed meanwhile: nobody will have this container
+            handler.abandon(request, made)

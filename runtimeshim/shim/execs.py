@@ -6,23 +6,19 @@
       │◄─────────────────────── terminal, ready ─┤ timings; execve
       │◄────────────────── end of file, or error ┘
 
-The shim waits for nothing of that: it goes on with the container's output meanwhile.
+The shim waits for nothing of that: it goes on with the container's output meanwhile. With an OCI
+binary as handler the fork runs that, and its last message names the process that it has started.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
 
 from runtimeshim import wire
-from runtimeshim.oci import container as oci
-from runtimeshim.oci import init, join, spec, terminal
-from runtimeshim.oci.errors import StageError
-from runtimeshim.oci.namespaces import Namespaces
+from runtimeshim.oci import terminal
 from runtimeshim.shim.poller import READ, Poller
 from runtimeshim.shim.task import Task
 
@@ -88,6 +84,7 @@ class Execs:
         self._poller = poller
         self._send = send
         self._running: dict[int, ExecProcess] = {}
+        self._unclaimed: dict[int, int] = {}
         self._last = 0
         self._cgroups: list[str] = []  # of processes that have left others behind
 
@@ -100,7 +97,7 @@ class Execs:
         process = ExecProcess(self._last, client, message["id"])
         stdio = (fds[1], fds[2], fds[3]) if len(fds) == 4 else None
         name = f"exec-{os.getpid()}-{process.name}"
-        process.pid, process.sync = fork(self._task, fds[0], stdio, name)
+        process.pid, process.sync = self._task.handler.fork_exec(self._task, fds[0], stdio, name)
         self._running[process.pid] = process
         self._poller.register(process.sync.fileno(), READ, lambda _: self._on_sync(process))
 
@@ -115,9 +112,13 @@ class Execs:
         """Take the exit code of a child, and tell the client whose it was."""
         process = self._running.pop(pid, None)
         if process is None:
+            if any(other.sync is not None for other in self._running.values()):
+                self._unclaimed[pid] = code  # of a handler that has not said yet what it started
             return
         while process.sync is not None:  # what it said before its end comes first
             self._on_sync(process)
+        if process.pid != pid:  # it was the handler's, which has done its part
+            return
         process.close()
         self._remove_cgroups(process)
         if not process.failed:
@@ -141,6 +142,10 @@ class Execs:
             process.terminal = fds[0]
         else:
             process.cgroup, process.timings = message["cgroup"], message["timings"]
+            if "pid" in message:
+                self._running.pop(process.pid, None)
+                process.pid = message["pid"]
+                self._running[process.pid] = process
 
     def _end_sync(self, process: ExecProcess) -> None:
         assert process.sync is not None
@@ -153,6 +158,10 @@ class Execs:
         answer = {"exec": process.name, "pid": process.pid, "timings": process.timings}
         given = [] if process.terminal is None else [process.terminal]
         self._send(process.client, {"id": process.request, **answer}, given)
+        if process.pid in self._unclaimed:
+            self.exited(process.pid, self._unclaimed.pop(process.pid))
+        if not any(other.sync is not None for other in self._running.values()):
+            self._unclaimed.clear()
 
     def _failed(self, process: ExecProcess, message: wire.Message) -> None:
         self._end_sync(process)
@@ -189,68 +198,3 @@ def _children(pid: int) -> list[int]:
             return [int(child) for child in source.read().split()]
     except FileNotFoundError:  # it has gone
         return []
-
-
-def fork(
-    task: Task, target: int, stdio: tuple[int, int, int] | None, name: str
-) -> tuple[int, socket.socket]:
-    """Fork a process that becomes what the file `target` says; returns its pid and its socket.
-
-    Raises OSError: the init has gone.
-    """
-    ours, theirs = wire.pair()
-    namespaces = Namespaces([])
-    try:
-        # By the pidfd: the init's number may be another's by now (man 2 setns, Linux 5.8).
-        namespaces.pid_fd = os.dup(task.pidfd)
-        pid = namespaces.fork()
-        if pid == 0:
-            _become(task, target, stdio, theirs, name)
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        namespaces.close()
-        theirs.close()
-    return pid, ours
-
-
-def _become(
-    task: Task,
-    target: int,
-    stdio: tuple[int, int, int] | None,
-    sync: socket.socket,
-    name: str,
-) -> NoReturn:
-    try:
-        wanted = _read_process(target)
-        if not wanted.get("terminal") and stdio is None:
-            raise StageError("spec", "an exec without a terminal needs three streams", "spec")
-        container = oci.load_unchecked(task.bundle)
-        linux: Mapping[str, Any] = container.get("linux") or {}
-        state = oci.describe(task.bundle, container, task.pid, "running")
-    except BaseException as err:  # noqa: BLE001 - a forked child must not unwind into its parent
-        init.report(sync, "spec", err)
-        os._exit(init.START_FAILED)
-    join.run(
-        wanted,
-        pidfd=task.pidfd,
-        manager=task.manager,
-        cgroup_path=task.cgroup_path,
-        own_cgroup=name,
-        init_pid=task.pid,
-        seccomp_profile=linux.get("seccomp"),
-        seccomp_cache=task.seccomp_cache,
-        stdio=stdio,
-        sync=sync,
-        linux=linux,
-        state=state,
-    )
-
-
-def _read_process(file: int) -> Mapping[str, Any]:
-    """Read the OCI process object, and see that it can be carried out. Raises SpecError."""
-    content = os.pread(file, oci.MAX_SPEC, 0)
-    wanted: Mapping[str, Any] = json.loads(content)
-    spec.check_process(wanted)
-    return wanted

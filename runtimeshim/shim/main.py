@@ -7,11 +7,13 @@ import socket
 from collections.abc import Mapping
 
 from runtimeshim import wire
-from runtimeshim.linux import capabilities, seccomp, syscalls
-from runtimeshim.oci import container as oci
+from runtimeshim.linux import capabilities, cgroups, seccomp, syscalls
 from runtimeshim.oci.errors import StageError
 from runtimeshim.shim import keeper, supervisor
 from runtimeshim.shim.creator import Creator
+from runtimeshim.shim.embedded import Embedded
+from runtimeshim.shim.external import External
+from runtimeshim.shim.handler import Handler
 from runtimeshim.shim.log import LogFile
 from runtimeshim.shim.task import Task
 
@@ -24,14 +26,14 @@ def prepare() -> None:
     raise_open_files()
     seccomp.load_library()
     capabilities.last()
-    oci.hierarchy()
+    cgroups.hierarchy()
 
 
 def stand_by(keeper_fd: int) -> None:
     """Be the shim of the container that the spawner will name on its connection."""
     kept = socket.socket(fileno=keeper_fd)
     _become()
-    creator = Creator()
+    creator = Creator(handler_of)
     received = wire.receive(kept)
     if received is None:  # the spawner has gone, or needs no more shims
         return
@@ -68,28 +70,21 @@ def _adopt(adoption: wire.Message, fds: Mapping[str, int], kept: socket.socket) 
     """Be the shim of a container that has lost its own; `fds` are what the spawner has kept."""
     message, state = adoption["ward"], adoption["state"]
     log = LogFile(message["options"]["log_path"])
-    task = Task(message, state, fds)
+    task = Task(handler_of(message), message, state, fds)
     task.warnings.append("its first shim was killed; another one adopted it")
     running = bool(state["running"])
     if running:
-        _finish_start(task)
+        task.handler.finish_start(task)
     rests = keeper.rests_of(fds)
     supervised = supervisor.Supervisor(task, log, message, kept, running=running, rests=rests)
     supervised.keep()
     supervised.run(None)
 
 
-def _finish_start(task: Task) -> None:
-    """Start the init if the killed shim had announced that, and had not come to do it."""
-    if task.sync is None:
-        return
-    try:
-        task.start()
-    except OSError:  # EPIPE: it has executed its program, which closed its end
-        task.sync.close()
-        task.sync = None
-        return
-    task.started()  # a failure ends the init, and its exit code tells
+def handler_of(request: wire.Message) -> Handler:
+    """Return the runtime handler of a request: an OCI binary, or else the embedded executor."""
+    runtime = request["options"]["runtime"]
+    return Embedded() if runtime is None else External(runtime["name"], runtime["path"])
 
 
 def raise_open_files() -> None:

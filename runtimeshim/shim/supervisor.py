@@ -193,11 +193,11 @@ class Supervisor:
         if self._running or self._starting is not None:
             raise StageError("start", "the container is already started", "state")
         self._starting = (client, message["id"])
+        self._keeper.started()
+        self._task.handler.start(self._task)
         sync = self._task.sync
         assert sync is not None
         self._poller.register(sync.fileno(), READ, lambda _: self._on_started(sync))
-        self._keeper.started()
-        self._task.start()
         return None
 
     def _on_started(self, sync: socket.socket) -> None:
@@ -212,7 +212,7 @@ class Supervisor:
             error = {"error": failure.message, "stage": failure.stage, "kind": failure.kind}
             self._send(client, {"id": request, **error})
 
-    def _kill(self, _: socket.socket, message: wire.Message, __: list[int]) -> Answer:
+    def _kill(self, client: socket.socket, message: wire.Message, _: list[int]) -> Answer:
         number = int(message["signal"])
         if message.get("everyone") and number == signal.SIGKILL:
             self._task.manager.kill(self._task.cgroup_path)
@@ -220,9 +220,23 @@ class Supervisor:
             for pid in self._task.manager.pids(self._task.cgroup_path):
                 os.kill(pid, number)
         else:
-            # By pidfd: an adopted init is reaped by another, and its number may be given away.
-            signal.pidfd_send_signal(self._task.pidfd, number)
+            sync = self._task.handler.kill(self._task, number)
+            if sync is not None:
+                self._await_kill(client, message["id"], sync)
+                return None
         return {"ok": True}
+
+    def _await_kill(self, client: socket.socket, request: int, sync: socket.socket) -> None:
+        """Answer when the handler's binary has sent the signal, or has not."""
+
+        def done(_: int) -> None:
+            self._poller.unregister(sync.fileno())
+            with sync:
+                received = wire.receive(sync)
+            answer = {"ok": True} if received is None else received[0]
+            self._send_to(client, {"id": request, **answer}, [])
+
+        self._poller.register(sync.fileno(), READ, done)
 
     def _exec(self, client: socket.socket, message: wire.Message, fds: list[int]) -> Answer:
         if not self._running:
@@ -306,7 +320,7 @@ class Supervisor:
             task.manager.delete(task.cgroup_path)
         except OSError as err:  # a stray directory is less than a lost exit code
             os.write(2, f"{task.bundle}: {err}\n".encode())  # RUN/spawner.log
-        for warning in task.run_poststop():
+        for warning in task.handler.finish(task):
             os.write(2, f"{warning}\n".encode())  # RUN/spawner.log
         record = ExitRecord(exit_code(status), finished, oom_killed)
         exit_record.write(self._bundle, record)

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtimeshim import wire
-from runtimeshim.oci import container as oci
+from runtimeshim.linux import cgroups
 from runtimeshim.oci.errors import StageError
+from runtimeshim.oci.stdio import Streams
+from runtimeshim.shim.handler import Handler
 
 STREAMS = ("stdin", "stdout", "stderr", "terminal")
 
@@ -24,10 +26,11 @@ class Task:
     """
 
     __slots__ = (
-        "_hooks",
         "bundle",
         "cgroup_path",
         "container_id",
+        "handler",
+        "hooks",
         "manager",
         "pid",
         "pidfd",
@@ -39,20 +42,25 @@ class Task:
     )
 
     def __init__(
-        self, request: wire.Message, made: Mapping[str, Any], fds: Mapping[str, int]
+        self,
+        handler: Handler,
+        request: wire.Message,
+        made: Mapping[str, Any],
+        fds: Mapping[str, int],
     ) -> None:
+        self.handler = handler
         self.bundle: str = request["bundle"]
         self.container_id: str = request["container"]
         self.seccomp_cache: str = request["options"]["seccomp_cache"]
-        self.manager = oci.hierarchy()
+        self.manager = cgroups.hierarchy()
         self.cgroup_path: str = made["cgroup"]
         self.pid: int = made["pid"]
         self.timings: dict[str, int] = made["timings"]
         self.warnings: list[str] = made["warnings"]
-        self._hooks: bool = made["hooks"]
+        self.hooks: bool = made["hooks"]  # something is to be done after start and at the end
         self.pidfd = fds["pidfd"]
         self.sync = socket.socket(fileno=fds["sync"]) if "sync" in fds else None
-        self.streams = oci.Streams()
+        self.streams = Streams()
         for name in STREAMS:
             setattr(self.streams, name, fds.get(name))
 
@@ -61,58 +69,38 @@ class Task:
         return {
             "pid": self.pid,
             "cgroup": self.cgroup_path,
-            "hooks": self._hooks,
+            "hooks": self.hooks,
             "timings": self.timings,
             "warnings": self.warnings,
         }
 
     def fds(self) -> dict[str, int]:
         """Return the open files by name."""
-        found = {name: getattr(self.streams, name) for name in STREAMS}
-        found["pidfd"] = self.pidfd
-        found["sync"] = None if self.sync is None else self.sync.fileno()
-        return {name: fd for name, fd in found.items() if fd is not None}
-
-    def start(self) -> None:
-        """Let the init execve; the outcome comes from `started`. Raises OSError: it has gone."""
-        assert self.sync is not None
-        wire.send(self.sync, {"op": "start"})
+        return fds_of(self.streams, self.pidfd, self.sync)
 
     def started(self) -> StageError | None:
-        """Read the outcome of execve: None when the program runs."""
+        """Read the outcome of a start: None when the program runs."""
         assert self.sync is not None
         try:
             answer = wire.receive(self.sync)
         except ConnectionResetError:
             answer = None
-        self.sync.close()
-        self.sync = None
+        self.close_sync()
         if answer is None:
-            return self._load().run_poststart() if self._hooks else None
+            return self.handler.started(self)
         message, _ = answer
         return StageError(message["stage"], message["error"], message["kind"])
 
-    def run_poststop(self) -> list[str]:
-        """Run what is to be run once the container is gone; returns warnings."""
-        return self._load().run_poststop() if self._hooks else []
-
-    def _load(self) -> oci.Container:
-        loaded = oci.Container(self.bundle, oci.load(self.bundle), self.seccomp_cache)
-        loaded.pid = self.pid
-        return loaded
+    def close_sync(self) -> None:
+        """Let go of the socket that tells of a start."""
+        if self.sync is not None:
+            self.sync.close()
+            self.sync = None
 
 
-def made_of(container: oci.Container) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return what makes a Task of a container that has just been created, and its fds by name."""
-    spec = container.spec
-    made = {
-        "pid": container.pid,
-        "cgroup": container.cgroup_path,
-        "hooks": bool(spec.get("hooks") or (spec.get("linux") or {}).get("intelRdt")),
-        "timings": container.timings,
-        "warnings": container.warnings,
-    }
-    found = {name: getattr(container.streams, name) for name in STREAMS}
-    found["pidfd"] = container.pidfd
-    found["sync"] = None if container.sync is None else container.sync.fileno()
-    return made, {name: fd for name, fd in found.items() if fd is not None}
+def fds_of(streams: Streams, pidfd: int, sync: socket.socket | None) -> dict[str, int]:
+    """Return the fds of a created container, by the names that a Task knows them by."""
+    found = {name: getattr(streams, name) for name in STREAMS}
+    found["pidfd"] = pidfd
+    found["sync"] = None if sync is None else sync.fileno()
+    return {name: fd for name, fd in found.items() if fd is not None}

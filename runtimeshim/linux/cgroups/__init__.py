@@ -10,9 +10,19 @@ from runtimeshim.linux.cgroups.files import PROCS, CgroupError
 from runtimeshim.linux.cgroups.v1 import Hierarchy, V1Manager
 from runtimeshim.linux.cgroups.v2 import V2Manager
 
-__all__ = ["CgroupError", "CgroupManager", "manager"]
+__all__ = ["CgroupError", "CgroupManager", "hierarchy", "manager"]
 
 ROOT = "/sys/fs/cgroup"
+
+_hierarchy: CgroupManager | None = None
+
+
+def hierarchy() -> CgroupManager:
+    """Return this machine's cgroups, looked for once: forks inherit the answer."""
+    global _hierarchy
+    if _hierarchy is None:
+        _hierarchy = manager()
+    return _hierarchy
 
 
 def manager(root: str = ROOT) -> CgroupManager:
