@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Runtime:
     pods: Sandboxes
     network: SelectedNetwork
     host: HostFacts
+    recursive_read_only: Collection[str] = ()  # external runtime handlers that can mount so
     operations: Operations = field(default_factory=Operations)
     stops: Stops = field(default_factory=Stops)
 

@@ -5,10 +5,10 @@ Nothing here forks: the spawner is started by posix_spawn, everything else is as
 
 from runtimeshim.client.model import (
     CreateError,
+    OCIRuntime,
     ProgramResult,
     ProgramTimeoutError,
     Rootfs,
-    Runtime,
     ShimError,
     ShimOptions,
     SpawnerError,
@@ -24,10 +24,10 @@ __all__ = [
     "CreateError",
     "Exec",
     "ExitRecord",
+    "OCIRuntime",
     "ProgramResult",
     "ProgramTimeoutError",
     "Rootfs",
-    "Runtime",
     "Shim",
     "ShimError",
     "ShimOptions",

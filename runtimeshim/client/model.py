@@ -69,7 +69,7 @@ class Rootfs:
 
 
 @dataclass(frozen=True)
-class Runtime:
+class OCIRuntime:
     """An OCI runtime's binary, by the name of the handler that it is configured for."""
 
     name: str
@@ -82,6 +82,6 @@ class ShimOptions:
 
     rootfs: Rootfs | None
     log_path: Path | None
-    runtime: Runtime | None = None  # None: the embedded executor
+    runtime: OCIRuntime | None = None  # None: the embedded executor
     stdin: bool = False
     stdin_once: bool = False

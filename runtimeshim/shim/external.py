@@ -83,7 +83,7 @@ class External:
         flags = ["create", "--bundle", bundle, "--pid-file", PID_FILE]
         if not spec["process"].get("terminal"):
             stdio = streams.open_pipes(stdin)
-            self._run(bundle, [*flags, container_id], stdio)
+            self._run(bundle, [*flags, container_id], stdio, said=streams.stderr)
             for fd in stdio:
                 os.close(fd)
             return
@@ -169,29 +169,36 @@ class External:
         return []
 
     def _run(
-        self, bundle: str, arguments: Sequence[str], fds: Sequence[int] = (), *, log: str = LOG
+        self,
+        bundle: str,
+        arguments: Sequence[str],
+        fds: Sequence[int] = (),
+        *,
+        log: str = LOG,
+        said: int | None = None,
     ) -> bytes:
         """Run the binary with `fds` as its 0, 1, 2, …; returns what it says when it gets none.
 
+        `said` is a pipe that its standard error is written to, where that is among the `fds`.
         Raises StageError with the handler's name and the binary's own words.
         """
         path = f"{bundle}/{log}"
         _unlink(path)
-        said = os.memfd_create("said", os.MFD_CLOEXEC)
+        output = os.memfd_create("output", os.MFD_CLOEXEC)
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         argv = [self._path, "--root", f"{bundle}/{ROOT}", "--log", path, "--log-format", "json"]
         try:
-            code = _spawn([*argv, *arguments], fds or (null, said, said))
-            output = os.pread(said, MAX_LOG, 0)
+            code = _spawn([*argv, *arguments], fds or (null, output, output))
+            content = os.pread(output, MAX_LOG, 0)
         except OSError as err:
             raise self._error(arguments[0], err.strerror or str(err)) from err
         finally:
             os.close(null)
-            os.close(said)
+            os.close(output)
         if code != 0:
-            words = _last_error(path) or output[-MAX_SAID:].decode("utf-8", "replace").strip()
-            raise self._error(arguments[0], words or f"ended with code {code}, and said nothing")
-        return output
+            spoken = _last_error(path) or _text(content) or _text(_available(said))
+            raise self._error(arguments[0], spoken or f"ended with code {code}, and said nothing")
+        return content
 
     def _error(self, verb: str, words: str) -> StageError:
         return StageError(verb, f"runtime handler {self._name!r}: {self._path} {verb}: {words}")
@@ -281,6 +288,21 @@ def _last_error(path: str) -> str:
         if isinstance(entry, dict) and entry.get("level") in ("error", "fatal", "panic"):
             return str(entry.get("msg", ""))[:MAX_SAID]
     return ""
+
+
+def _available(pipe: int | None) -> bytes:
+    """Return what is in a pipe now."""
+    if pipe is None:
+        return b""
+    os.set_blocking(pipe, False)
+    try:
+        return os.read(pipe, MAX_LOG)
+    except BlockingIOError:
+        return b""
+
+
+def _text(content: bytes) -> str:
+    return content[-MAX_SAID:].decode("utf-8", "replace").strip()
 
 
 def _read_pid(path: str) -> int:

@@ -14,6 +14,9 @@ __all__ = ["CgroupError", "CgroupManager", "hierarchy", "manager"]
 
 ROOT = "/sys/fs/cgroup"
 
+# Where systemd mounts the version 2 hierarchy of a hybrid machine.
+UNIFIED = "unified"
+
 _hierarchy: CgroupManager | None = None
 
 
@@ -36,7 +39,8 @@ def manager(root: str = ROOT) -> CgroupManager:
     hierarchies, links = _v1_hierarchies(root)
     if not hierarchies:
         raise CgroupError(errno.ENODEV, "no cgroup hierarchy is mounted", root)
-    return V1Manager(hierarchies, links)
+    unified = f"{root}/{UNIFIED}"
+    return V1Manager(hierarchies, links, unified if os.path.isdir(unified) else None)
 
 
 def _v1_hierarchies(root: str) -> tuple[list[Hierarchy], list[tuple[str, str]]]:

@@ -44,8 +44,12 @@ class V1Manager(CgroupManager):
     version = 1
 
     def __init__(
-        self, hierarchies: Sequence[Hierarchy], links: Sequence[tuple[str, str]] = ()
+        self,
+        hierarchies: Sequence[Hierarchy],
+        links: Sequence[tuple[str, str]] = (),
+        unified: str | None = None,
     ) -> None:
+        self._unified = unified  # the v2 hierarchy of a hybrid machine: runc uses it, we do not
         self._hierarchies = tuple(hierarchies)
         self._links = tuple(links)
         self._by_controller = {
@@ -185,6 +189,8 @@ class V1Manager(CgroupManager):
         path = files.checked_leaf(path)
         for hierarchy in self._hierarchies:
             files.remove(hierarchy.directory + path)
+        if self._unified is not None:
+            files.remove(self._unified + path)
 
     def mounts(self) -> list[tuple[str, str, str]]:
         """See CgroupManager."""
