@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from api.errors import CRIError
 from criserver import config as configuration
+from criserver import oci_features
 from criserver.config import Config, ConfigError
 from criserver.events import Events, publish_changes
 from criserver.host_facts import host_facts
@@ -121,6 +122,8 @@ async def serve(config: Config) -> None:
         )
         stack.push_async_callback(network.close)
         runtime = _make_runtime(config, connection, spawner, network)
+        binaries = {name: external.path for name, external in config.runtimes.items()}
+        runtime.recursive_read_only = await oci_features.recursive_read_only(spawner, binaries)
         stack.push_async_callback(runtime.shims.close)
         stack.callback(runtime.sandbox_watch.close)
         stack.push_async_callback(runtime.images.close)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -14,18 +15,20 @@ from runtimeshim import exit_record, wire
 from runtimeshim.client import launch
 from runtimeshim.client.connection import Connection
 from runtimeshim.client.model import CreateError, ShimError, StartError
+from runtimeshim.client.pipes import file_of
 from runtimeshim.exit_record import ExitRecord
 
 
 class Exec:
     """A process that was started in a running container."""
 
-    def __init__(self, shim: Shim, name: int, pid: int, terminal: int | None) -> None:
+    def __init__(self, shim: Shim, answer: wire.Message, terminal: int | None) -> None:
         self._shim = shim
-        self._name = name
+        self._name: int = answer["exec"]
         self._exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._exited.add_done_callback(lambda f: f.cancelled() or f.exception())
-        self.pid = pid
+        self.pid: int = answer["pid"]
+        self.timings: dict[str, int] = answer["timings"]  # stage -> ns
         self.terminal = terminal  # the pty's master; the caller closes it
 
     def exited(self, code: int) -> None:
@@ -125,16 +128,24 @@ class Shim:
         Raises StartError when the program cannot be executed, ShimError otherwise.
         """
         try:
-            answer, fds = await self.call("exec", fds=stdio or (), process=dict(process))
+            answer, fds = await self._call_exec(process, stdio or ())
         except ShimError as err:
             if err.kind == "start":
                 raise StartError(str(err), err.kind) from err
             raise
-        started = Exec(self, answer["exec"], answer["pid"], fds[0] if fds else None)
+        started = Exec(self, answer, fds[0] if fds else None)
         self._execs[answer["exec"]] = started
         if answer["exec"] in self._early:
             started.exited(self._early.pop(answer["exec"]))
         return started
+
+    async def _call_exec(
+        self, process: Mapping[str, Any], stdio: Sequence[int]
+    ) -> tuple[wire.Message, list[int]]:
+        """Pass the process as a file: its arguments may be larger than a message."""
+        with contextlib.ExitStack() as stack:
+            file = file_of(json.dumps(dict(process)).encode(), stack)
+            return await self.call("exec", fds=[file, *stdio])
 
     async def attach(
         self, *, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None

@@ -26,6 +26,12 @@ class FakeCgroups(CgroupManager):
     def join(self, path: str, pid: int) -> None:
         raise NotImplementedError
 
+    def join_own(self, path: str, name: str, init: int) -> str:
+        raise NotImplementedError
+
+    def remove_empty(self, path: str) -> bool:
+        raise NotImplementedError
+
     def pids(self, path: str) -> list[int]:
         return []
 

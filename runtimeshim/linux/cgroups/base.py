@@ -34,6 +34,19 @@ class CgroupManager(ABC):
         """Move a process with its threads into the cgroup; 0 is the caller."""
 
     @abstractmethod
+    def join_own(self, path: str, name: str, init: int) -> str:
+        """Move the caller into the cgroup, to be killed apart from the others that are in it.
+
+        Where the kernel lets it, that is a child `name`, without limits of its own; returns its
+        path, "" for none. `init` is a process of the cgroup, whose own is taken where version 2
+        admits no process to `path` since its cgroups below have controllers.
+        """
+
+    @abstractmethod
+    def remove_empty(self, path: str) -> bool:
+        """Remove a cgroup of `join_own`; False when a process is still in it. Does not wait."""
+
+    @abstractmethod
     def pids(self, path: str) -> list[int]:
         """Return the processes of the cgroup and its descendants; none when it does not exist."""
 

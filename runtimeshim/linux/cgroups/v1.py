@@ -44,8 +44,12 @@ class V1Manager(CgroupManager):
     version = 1
 
     def __init__(
-        self, hierarchies: Sequence[Hierarchy], links: Sequence[tuple[str, str]] = ()
+        self,
+        hierarchies: Sequence[Hierarchy],
+        links: Sequence[tuple[str, str]] = (),
+        unified: str | None = None,
     ) -> None:
+        self._unified = unified  # the v2 hierarchy of a hybrid machine: runc uses it, we do not
         self._hierarchies = tuple(hierarchies)
         self._links = tuple(links)
         self._by_controller = {
@@ -99,6 +103,24 @@ class V1Manager(CgroupManager):
         file = TASKS if pid == 0 and _is_single_threaded() else files.PROCS
         for hierarchy in self._hierarchies:
             files.write(f"{hierarchy.directory}{path}/{file}", str(pid))
+
+    def join_own(self, path: str, name: str, init: int) -> str:
+        """See CgroupManager. The child is of the freezer's hierarchy only: it limits nothing."""
+        path = files.checked(path)
+        freezer = self._by_controller.get("freezer")
+        if freezer is None:
+            self.join(path, 0)
+            return ""
+        own = f"{path}/{name}"
+        files.make(freezer, own)
+        for hierarchy in self._hierarchies:
+            target = own if hierarchy.directory == freezer else path
+            files.write(f"{hierarchy.directory}{target}/{TASKS}", "0")
+        return own
+
+    def remove_empty(self, path: str) -> bool:
+        """See CgroupManager."""
+        return files.remove_if_empty(self._listed + files.checked_leaf(path))
 
     def pids(self, path: str) -> list[int]:
         """See CgroupManager."""
@@ -167,6 +189,8 @@ class V1Manager(CgroupManager):
         path = files.checked_leaf(path)
         for hierarchy in self._hierarchies:
             files.remove(hierarchy.directory + path)
+        if self._unified is not None:
+            files.remove(self._unified + path)
 
     def mounts(self) -> list[tuple[str, str, str]]:
         """See CgroupManager."""

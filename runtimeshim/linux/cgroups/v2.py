@@ -64,6 +64,34 @@ class V2Manager(CgroupManager):
         """See CgroupManager."""
         files.write(f"{self._root}{files.checked(path)}/{files.PROCS}", str(pid))
 
+    def join_own(self, path: str, name: str, init: int) -> str:
+        """See CgroupManager. A child is refused to a threaded cgroup, and by cgroup.max.*."""
+        path = files.checked(path)
+        own = f"{path}/{name}"
+        try:
+            os.mkdir(self._root + own, 0o755)
+            self.join(own, 0)
+        except OSError:
+            files.remove_if_empty(self._root + own)
+        else:
+            return own
+        try:
+            self.join(path, 0)
+        except CgroupError as err:
+            if err.errno != errno.EBUSY:
+                raise
+            self.join(self._of(init), 0)
+        return ""
+
+    def _of(self, pid: int) -> str:
+        """Return the cgroup of a process (man 7 cgroups, /proc/PID/cgroup)."""
+        lines = files.read(f"/proc/{pid}/cgroup").splitlines()
+        return next(line[3:] for line in lines if line.startswith("0::"))
+
+    def remove_empty(self, path: str) -> bool:
+        """See CgroupManager."""
+        return files.remove_if_empty(self._root + files.checked_leaf(path))
+
     def pids(self, path: str) -> list[int]:
         """See CgroupManager."""
         return files.pids(self._root + files.checked(path))
