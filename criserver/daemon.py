@@ -45,6 +45,7 @@ from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.cni import CNINetwork
 from podsandbox.network.pod_cidrs import PodCIDRs
+from podsandbox.plan import SandboxHost
 from runtimeshim.client import Spawner, SpawnerError
 from runtimeshim.linux import cgroups
 
@@ -137,6 +138,8 @@ def _make_runtime(
     config: Config, connection: sqlite3.Connection, spawner: Spawner, network: SelectedNetwork
 ) -> Runtime:
     manager = cgroups.manager()
+    host = host_facts(manager)
+    sandbox_host = SandboxHost(cgroup_driver=config.cgroup_driver, selinux=host.selinux)
     sandboxes = SandboxStore(connection)
     containers = ContainerStore(connection)
     registries = RegistryConfig(
@@ -157,9 +160,9 @@ def _make_runtime(
         sandbox_watch=SandboxWatch(sandboxes),
         spawner=spawner,
         images=images,
-        pods=lifecycle.Sandboxes(config.run_dir, spawner, network, manager),
+        pods=lifecycle.Sandboxes(config.run_dir, spawner, network, manager, sandbox_host),
         network=network,
-        host=host_facts(manager),
+        host=host,
         events=events,
         cgroups=manager,
         collector=Collector(manager, sandboxes, containers, images.writable_usage),
