@@ -24,7 +24,7 @@ from runtimeshim.oci.errors import StageError
 from runtimeshim.shim import keeper
 from runtimeshim.shim.execs import Execs
 from runtimeshim.shim.log import LogFile
-from runtimeshim.shim.poller import READ, Poller
+from runtimeshim.shim.poller import EDGE, PRIORITY, READ, Poller
 from runtimeshim.shim.streams import Stdio
 from runtimeshim.shim.task import Task
 
@@ -76,6 +76,8 @@ class Supervisor:
         self._running = running
         self._adopted = rests is not None
         self._over = False
+        self._oom_kills = 0
+        self._oom = task.manager.watch_oom(task.cgroup_path)
         self._wakeup, wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wakeup_w, warn_on_full_buffer=False)
@@ -100,6 +102,9 @@ class Supervisor:
             self._add_client(first)
         if self._adopted:
             self._poller.register(self._task.pidfd, READ, lambda _: self._on_pidfd())
+        if self._oom is not None:
+            events = READ if self._oom.eventfd else PRIORITY | EDGE
+            self._poller.register(self._oom.fd, events, lambda _: self._on_oom())
         self._reap()  # a child that died before SIGCHLD had its handler
         while not self._over:
             self._poller.turn(self._keeper.timeout())
@@ -307,12 +312,27 @@ class Supervisor:
         self._stdio.finish(0)
         self._over = True
 
+    def _on_oom(self) -> None:
+        """Tell the daemons if it was the OOM killer: the end of the cgroup notifies too."""
+        assert self._oom is not None
+        try:
+            self._oom.clear()
+        except OSError:  # ENODEV: the cgroup has gone
+            self._poller.unregister(self._oom.fd)
+            return
+        kills = self._task.manager.oom_kills(self._task.cgroup_path)
+        if kills > self._oom_kills:
+            self._oom_kills = kills
+            for client in list(self._clients):
+                self._send(client, {"event": "oom", "kills": kills})
+
     def _on_exit(self, status: int) -> None:
         finished = time.time_ns()
         if self._starting is not None and self._task.sync is not None:
             self._on_started(self._task.sync)
         task = self._task
-        oom_killed = task.manager.oom_kills(task.cgroup_path) > 0
+        # Once more: the exit may have come before the notification.
+        oom_killed = max(self._oom_kills, task.manager.oom_kills(task.cgroup_path)) > 0
         task.manager.kill(task.cgroup_path)
         self._stdio.finish(DRAIN_SECONDS)
         self._reap_rest()

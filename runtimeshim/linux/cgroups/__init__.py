@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 
-from runtimeshim.linux.cgroups.base import CgroupManager
+from runtimeshim.linux.cgroups.base import CgroupManager, OomWatch
 from runtimeshim.linux.cgroups.files import PROCS, CgroupError
 from runtimeshim.linux.cgroups.v1 import Hierarchy, V1Manager
 from runtimeshim.linux.cgroups.v2 import V2Manager
 
-__all__ = ["CgroupError", "CgroupManager", "hierarchy", "manager"]
+__all__ = ["CgroupError", "CgroupManager", "OomWatch", "hierarchy", "manager"]
 
 ROOT = "/sys/fs/cgroup"
 

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class OomWatch(NamedTuple):
+    """A file that tells when the OOM killer may have come, for poll(2)."""
+
+    fd: int  # the caller's to close
+    eventfd: bool  # readable then, and to be read; else it has an exceptional condition
+
+    def clear(self) -> None:
+        """Take the notification, so that the next one is seen."""
+        if self.eventfd:
+            os.eventfd_read(self.fd)
+        else:
+            os.pread(self.fd, 4096, 0)
 
 
 class CgroupManager(ABC):
@@ -71,6 +87,13 @@ class CgroupManager(ABC):
     @abstractmethod
     def is_frozen(self, path: str) -> bool:
         """Tell whether the cgroup has been frozen; False when it does not exist."""
+
+    @abstractmethod
+    def watch_oom(self, path: str) -> OomWatch | None:
+        """Return what tells of the OOM killer in the cgroup; None where nothing does.
+
+        It also tells when the cgroup is removed: `oom_kills` has to be asked.
+        """
 
     @abstractmethod
     def oom_kills(self, path: str) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from runtimeshim.linux.cgroups import files, v1_limits
 from runtimeshim.linux.cgroups import resources as oci
-from runtimeshim.linux.cgroups.base import CgroupManager
+from runtimeshim.linux.cgroups.base import CgroupManager, OomWatch
 from runtimeshim.linux.cgroups.files import CgroupError
 
 # A frozen cgroup cannot fork, so one pass kills all of it. A process in an uninterruptible sleep
@@ -172,6 +172,26 @@ class V1Manager(CgroupManager):
             raise CgroupError(
                 errno.ENOENT, "this machine has not mounted the freezer controller"
             ) from None
+
+    def watch_oom(self, path: str) -> OomWatch | None:
+        """See CgroupManager. An eventfd, registered for the file (cgroup-v1/memory.rst, 10)."""
+        memory = self._by_controller.get("memory")
+        if memory is None:
+            return None
+        directory = memory + files.checked(path)
+        try:
+            control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # the cgroup has gone, and nobody is left in it to be killed
+            return None
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            files.write(f"{directory}/cgroup.event_control", f"{event} {control}")
+        except CgroupError:  # gone as well, or a kernel with PREEMPT_RT: the counter is left
+            os.close(event)
+            return None
+        finally:
+            os.close(control)
+        return OomWatch(event, eventfd=True)
 
     def oom_kills(self, path: str) -> int:
         """See CgroupManager. The v1 counter is that of one cgroup, so descendants are added."""

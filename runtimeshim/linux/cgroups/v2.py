@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from runtimeshim.linux.cgroups import files, v2_limits
 from runtimeshim.linux.cgroups import resources as oci
-from runtimeshim.linux.cgroups.base import CgroupManager
+from runtimeshim.linux.cgroups.base import CgroupManager, OomWatch
 from runtimeshim.linux.cgroups.files import CgroupError
 
 # Controllers that a container's limits need; others (misc, dmem, …) stay as the host has them.
@@ -131,6 +131,16 @@ class V2Manager(CgroupManager):
             if err.errno in (errno.ENOENT, errno.ENODEV):  # gone, and nobody in it
                 return False
             raise
+
+    def watch_oom(self, path: str) -> OomWatch | None:
+        """See CgroupManager. The file notifies its pollers (cgroup-v2.rst, memory.events)."""
+        file = f"{self._root}{files.checked(path)}/memory.events"
+        try:
+            watch = OomWatch(os.open(file, os.O_RDONLY | os.O_CLOEXEC), eventfd=False)
+        except OSError:  # the cgroup has gone, or has no memory controller
+            return None
+        watch.clear()
+        return watch
 
     def oom_kills(self, path: str) -> int:
         """See CgroupManager. The v2 counter includes the descendants."""
