@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import ipaddress
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from criserver import config_schema
-from criserver.config_schema import ConfigError, setting, table
+from criserver.config_schema import ConfigError, setting, table, tables
 from imageservice import pinning
 
 DEFAULT_CONFIG = Path("/etc/criserver/config.toml")
@@ -39,6 +40,7 @@ __all__ = [
     "ImagesConfig",
     "NetworkConfig",
     "RegistriesConfig",
+    "RuntimeConfig",
     "load",
     "main",
 ]
@@ -67,6 +69,14 @@ def _is_listen(address: str) -> bool:
     return address == "" or (
         address.startswith("unix:///") and len(address) <= 107 + len("unix://")
     )
+
+
+def _is_label(name: str) -> bool:
+    return bool(re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name))
+
+
+def _is_program(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.X_OK)
 
 
 def _is_positive(number: float) -> bool:
@@ -174,6 +184,18 @@ class ImagesConfig:
 
 
 @dataclass(frozen=True)
+class RuntimeConfig:
+    """A runtime handler that is an OCI runtime's binary."""
+
+    path: Path = setting(
+        dataclasses.MISSING,
+        "The OCI runtime: runc, crun, youki, runsc, or another with their command line.",
+        "a program that can be executed",
+        _is_program,
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of the daemon."""
 
@@ -198,7 +220,7 @@ class Config:
         "runtimeshim",
         "The name of the embedded executor as a runtime handler; it is also the handler ''.",
         "a non-empty DNS label",
-        lambda name: bool(re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)),
+        _is_label,
     )
     cgroup_driver: str = setting(
         "cgroupfs",
@@ -210,6 +232,17 @@ class Config:
     containers: ContainersConfig = table(ContainersConfig)
     registries: RegistriesConfig = table(RegistriesConfig)
     images: ImagesConfig = table(ImagesConfig)
+    runtimes: dict[str, RuntimeConfig] = tables(
+        "More runtime handlers, each an OCI runtime's binary, run by the same shim:\n"
+        '[runtimes.runc]\npath = "/usr/sbin/runc"',
+        "a DNS label",
+        _is_label,
+    )
+
+    @property
+    def handlers(self) -> tuple[str, ...]:
+        """The names of all runtime handlers but "", which is the default's second one."""
+        return (self.default_runtime, *self.runtimes)
 
     @property
     def listen_path(self) -> Path:
@@ -281,6 +314,11 @@ def load(path: Path | None = None, overrides: dict[str, Any] | None = None) -> C
         raise ConfigError(
             f"run_dir {config.run_dir}",
             f"listen must be set: {config.listen_path} is over {MAX_SOCKET_PATH} bytes long",
+        )
+    if config.default_runtime in config.runtimes:
+        raise ConfigError(
+            f"[runtimes.{config.default_runtime}]",
+            "the name is that of the embedded executor: choose another, or another default_runtime",
         )
     return config
 

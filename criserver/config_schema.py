@@ -1,8 +1,9 @@
 """TOML files and frozen dataclasses: types, limits, places of mistakes, the documented default.
 
 A settings class is a frozen dataclass. Its fields are scalars, paths, tuples of those, or further
-settings classes, which become TOML tables. What a field means and what values it may take stands in
-its metadata (see `setting`), so that the check, the documentation and the default are one thing.
+settings classes, which become TOML tables; or a dictionary of those, with keys of the user's. What
+a field means and what values it may take stands in its metadata (see `setting`), so that the check,
+the documentation and the default are one thing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ class ConfigError(Exception):
 
 
 def setting(default: Any, doc: str, expected: str = "", check: Check | None = None) -> Any:
-    """Declare one setting: default, documentation and, beyond its type, what values are legal."""
+    """Declare one setting: default, documentation and, beyond its type, what values are legal.
+
+    The default may be dataclasses.MISSING within `tables`: then each has to give a value.
+    """
     return dataclasses.field(
         default=default, metadata={"doc": doc, "expected": expected, "check": check}
     )
@@ -38,6 +42,12 @@ def setting(default: Any, doc: str, expected: str = "", check: Check | None = No
 def table(settings: type) -> Any:
     """Declare a TOML table whose keys are the fields of `settings`."""
     return dataclasses.field(default_factory=settings)
+
+
+def tables(doc: str, expected: str, check: Check) -> Any:
+    """Declare TOML tables by a name of the user's choice, which `check` accepts."""
+    metadata = {"doc": doc, "expected": expected, "check": check}
+    return dataclasses.field(default_factory=dict, metadata=metadata)
 
 
 def read_file(path: Path, schema: type) -> dict[str, Any]:
@@ -79,6 +89,12 @@ def build(schema: type, values: Mapping[str, Any], prefix: str = "") -> Any:
         key = prefix + field.name
         if dataclasses.is_dataclass(hints[field.name]):
             arguments[field.name] = build(hints[field.name], values, f"{key}.")
+        elif get_origin(hints[field.name]) is dict:
+            kind = get_args(hints[field.name])[1]
+            names = {other.split(".")[-2] for other in values if other.startswith(f"{key}.")}
+            arguments[field.name] = {
+                name: build(kind, values, f"{key}.{name}.") for name in sorted(names)
+            }
         elif key in values:
             arguments[field.name] = values[key]
     return schema(**arguments)
@@ -105,8 +121,35 @@ def _checked(
             if not isinstance(value, dict):
                 raise ConfigError(where(key), f"{key} must be a table, not {_shown(value)}")
             yield from _checked(value, _class(hints[name]), f"{key}.", where)
+        elif get_origin(hints[name]) is dict:
+            yield from _checked_tables(value, hints[name], fields[name], key, where)
         else:
             yield key, _convert(value, hints[name], fields[name], key, where(key))
+
+
+def _checked_tables(
+    value: Any,
+    hint: Any,
+    field: dataclasses.Field[Any],
+    key: str,
+    where: Callable[[str], str],
+) -> Iterator[tuple[str, Any]]:
+    """Yield the checked values of tables whose names are the user's."""
+    if not isinstance(value, dict):
+        raise ConfigError(where(key), f"{key} must be tables, not {_shown(value)}")
+    for name, content in value.items():
+        if not field.metadata["check"](name):
+            raise ConfigError(
+                where(f"{key}.{name}"),
+                f"the name of [{key}.{name}] must be {field.metadata['expected']}",
+            )
+        if not isinstance(content, dict):
+            raise ConfigError(where(key), f"{key}.{name} must be a table, not {_shown(content)}")
+        kind = get_args(hint)[1]
+        for needed in dataclasses.fields(kind):
+            if needed.default is dataclasses.MISSING and needed.name not in content:
+                raise ConfigError(where(f"{key}.{name}"), f"[{key}.{name}] needs {needed.name!r}")
+        yield from _checked(content, kind, f"{key}.{name}.", where)
 
 
 def _class(hint: Any) -> type:
@@ -161,6 +204,12 @@ def _toml_lines(settings: Any, prefix: str, documented: bool) -> Iterator[str]:
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
             tables.append((field.name, value))
+            continue
+        if isinstance(value, dict):
+            tables += [(f"{field.name}.{name}", content) for name, content in value.items()]
+            if documented:
+                yield ""
+                yield from (f"# {line}" for line in field.metadata["doc"].splitlines())
             continue
         if documented:
             yield ""

@@ -35,7 +35,7 @@ from criserver.store.sandboxes import Sandbox
 from criserver.users import ResolvedUser, resolve_user
 from imageservice.store import Image
 from podsandbox.lifecycle import SandboxRuntime
-from runtimeshim.client import CreateError, Rootfs, Shim, ShimOptions, SpawnerError
+from runtimeshim.client import CreateError, OCIRuntime, Rootfs, Shim, ShimOptions, SpawnerError
 from runtimeshim.linux import selinux
 
 log = logging.getLogger(__name__)
@@ -157,6 +157,7 @@ class Creation:
             log_path=Path(self._log_path) if self._log_path else None,
             stdin=self._config.stdin,
             stdin_once=self._config.stdin_once,
+            runtime=self._external(),
         )
         try:
             with stage("create"):
@@ -173,6 +174,21 @@ class Creation:
         for warning in shim.warnings:
             log.warning("container %s: %s", self._id, warning)
         return shim
+
+    def _external(self) -> OCIRuntime | None:
+        """Return the OCI binary that the sandbox's handler stands for; None: the embedded executor.
+
+        Raises FailedPreconditionError when the handler is no longer configured.
+        """
+        name = self._sandbox.runtime_handler
+        config = self._runtime.config
+        if name in config.runtimes:
+            return OCIRuntime(name, str(config.runtimes[name].path))
+        if name in ("", config.default_runtime):
+            return None
+        raise FailedPreconditionError(
+            f"the pod sandbox's runtime handler {name!r} is not configured any more"
+        )
 
     async def _user(self, image: Image) -> ResolvedUser:
         database = await self._runtime.images.user_database(image)
@@ -198,6 +214,9 @@ class Creation:
         runtime, config = self._runtime, self._config
         context = config.linux.security_context
         host = runtime.host
+        handler = self._sandbox.runtime_handler
+        if handler in runtime.config.runtimes and handler not in runtime.recursive_read_only:
+            host = replace(host, recursive_read_only=False)
         if context.privileged:
             host = replace(host, devices=tuple(host_devices.host_devices()))
         made = self._sandbox.runtime_values or {}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from api.cri import api_pb2 as cri
 from api.errors import (
+    CRIError,
     DeadlineExceededError,
     FailedPreconditionError,
     InternalError,
@@ -21,8 +22,8 @@ from criserver.exec_process import exec_process
 from criserver.runtime import Runtime
 from criserver.server_limits import MAX_MESSAGE
 from criserver.store.containers import Container, State
+from criserver.streaming.session import SHIM_ERRORS
 from runtimeshim.client import Exec, ShimError, StartError, read_to_end
-from runtimeshim.wire import MessageTooLargeError
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ async def exec_sync(runtime: Runtime, request: cri.ExecSyncRequest) -> cri.ExecS
             await _kill(started)
             raise
         except ShimError as err:
-            raise InternalError(f"container {container.id}: {err}") from err
+            raise _error(container, err) from err
         finally:
             reading.cancel()
             await asyncio.wait({reading})
@@ -115,15 +116,18 @@ async def _start(
         stderr_r, stderr_w = _pipe(stack, theirs)
         try:
             started = await shim.exec(process, (stdin, stdout_w, stderr_w))
-        except MessageTooLargeError as err:
-            raise InvalidArgumentError(f"the command is too long: {err}") from err
         except StartError as err:
             raise InvalidArgumentError(
                 f"command {cmd[0]!r} cannot be started in container {container.id}: {err}"
             ) from err
         except ShimError as err:
-            raise InternalError(f"exec in container {container.id}: {err}") from err
+            raise _error(container, err) from err
     return started, Output((stdout_r, stderr_r))
+
+
+def _error(container: Container, err: ShimError) -> CRIError:
+    """Return what a client may see of the shim's refusal."""
+    return SHIM_ERRORS.get(err.kind, InternalError)(f"exec in container {container.id}: {err}")
 
 
 def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from api.errors import CRIError
 from criserver import config as configuration
+from criserver import oci_features
 from criserver.config import Config, ConfigError
 from criserver.events import Events, publish_changes
 from criserver.host_facts import host_facts
@@ -44,6 +45,7 @@ from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.cni import CNINetwork
 from podsandbox.network.pod_cidrs import PodCIDRs
+from podsandbox.plan import SandboxHost
 from runtimeshim.client import Spawner, SpawnerError
 from runtimeshim.linux import cgroups
 
@@ -121,6 +123,8 @@ async def serve(config: Config) -> None:
         )
         stack.push_async_callback(network.close)
         runtime = _make_runtime(config, connection, spawner, network)
+        binaries = {name: external.path for name, external in config.runtimes.items()}
+        runtime.recursive_read_only = await oci_features.recursive_read_only(spawner, binaries)
         stack.push_async_callback(runtime.shims.close)
         stack.callback(runtime.sandbox_watch.close)
         stack.push_async_callback(runtime.images.close)
@@ -134,6 +138,8 @@ def _make_runtime(
     config: Config, connection: sqlite3.Connection, spawner: Spawner, network: SelectedNetwork
 ) -> Runtime:
     manager = cgroups.manager()
+    host = host_facts(manager)
+    sandbox_host = SandboxHost(cgroup_driver=config.cgroup_driver, selinux=host.selinux)
     sandboxes = SandboxStore(connection)
     containers = ContainerStore(connection)
     registries = RegistryConfig(
@@ -154,9 +160,9 @@ def _make_runtime(
         sandbox_watch=SandboxWatch(sandboxes),
         spawner=spawner,
         images=images,
-        pods=lifecycle.Sandboxes(config.run_dir, spawner, network, manager),
+        pods=lifecycle.Sandboxes(config.run_dir, spawner, network, manager, sandbox_host),
         network=network,
-        host=host_facts(manager),
+        host=host,
         events=events,
         cgroups=manager,
         collector=Collector(manager, sandboxes, containers, images.writable_usage),

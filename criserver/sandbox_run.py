@@ -40,11 +40,18 @@ def _check(runtime: Runtime, request: cri.RunPodSandboxRequest) -> None:
     metadata = request.config.metadata
     if not (metadata.name and metadata.namespace and metadata.uid):
         raise InvalidArgumentError("config.metadata needs name, namespace and uid")
-    known = ("", runtime.config.default_runtime)
-    if request.runtime_handler not in known:
+    handlers = runtime.config.handlers
+    if request.runtime_handler and request.runtime_handler not in handlers:
         raise InvalidArgumentError(
             f"runtime handler {request.runtime_handler[:80]!r} is not configured; "
-            f"known: {runtime.config.default_runtime!r} and '' (the default)"
+            f"known: {', '.join(map(repr, handlers))} and '' (the default)"
+        )
+    options = request.config.linux.security_context.namespace_options
+    wants_user = options.HasField("userns_options") and options.userns_options.mode == cri.POD
+    if wants_user and request.runtime_handler in runtime.config.runtimes:
+        raise InvalidArgumentError(
+            f"runtime handler {request.runtime_handler!r}: an OCI binary gets no user namespace; "
+            f"{runtime.config.default_runtime!r} does"
         )
     directory = request.config.log_directory
     if directory and (not directory.startswith("/") or "\0" in directory):

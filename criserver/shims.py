@@ -32,10 +32,16 @@ class Shims:
 
     def adopt(self, container_id: str, shim: Shim) -> None:
         """Take over a shim: from here on its container's end is recorded."""
-        self._shims[container_id] = shim
+        self._use(container_id, shim)
         watch = asyncio.create_task(self._watch(container_id, shim), name=f"exit {container_id}")
         self._watches[container_id] = watch
         watch.add_done_callback(lambda task: self._watched(container_id, task))
+
+    def _use(self, container_id: str, shim: Shim) -> None:
+        self._shims[container_id] = shim
+        shim.on_oom = lambda kills: log.warning(
+            "container %s: out of memory, %d of its processes killed so far", container_id, kills
+        )
 
     def get(self, container_id: str) -> Shim | None:
         """Return the container's shim; None once the container has ended."""
@@ -95,7 +101,8 @@ class Shims:
             if not isinstance(found, Shim):
                 return found
             log.warning("container %s: adopted by another shim", container_id)
-            self._shims[container_id] = shim = found
+            shim = found
+            self._use(container_id, shim)
 
     def lost(self, container_id: str) -> None:
         """Record that nobody knows how the container ended."""

@@ -36,16 +36,13 @@ async def status(runtime: Runtime, request: cri.StatusRequest) -> cri.StatusResp
     network = cri.RuntimeCondition(
         type="NetworkReady", status=ready, reason="" if ready else reason, message=message
     )
-    features = cri.RuntimeHandlerFeatures(
-        recursive_read_only_mounts=runtime.host.recursive_read_only, user_namespaces=True
-    )
     return cri.StatusResponse(
         status=cri.RuntimeStatus(
             conditions=[cri.RuntimeCondition(type="RuntimeReady", status=True), network]
         ),
         runtime_handlers=[
-            cri.RuntimeHandler(name=name, features=features)
-            for name in ("", runtime.config.default_runtime)
+            cri.RuntimeHandler(name=name, features=_handler_features(runtime, name))
+            for name in ("", *runtime.config.handlers)
         ],
         features=cri.RuntimeFeatures(
             supplemental_groups_policy=True, user_namespaces_host_network=True, mount_options=True
@@ -86,6 +83,17 @@ def _info(runtime: Runtime, network: cri.RuntimeCondition) -> dict[str, str]:
         },
     }
     return {name: json.dumps(topic) for name, topic in topics.items()}
+
+
+def _handler_features(runtime: Runtime, name: str) -> cri.RuntimeHandlerFeatures:
+    """Return what a handler can do; of user namespaces, an OCI binary gets no idmapped root."""
+    external = name in runtime.config.runtimes
+    read_only = runtime.host.recursive_read_only
+    return cri.RuntimeHandlerFeatures(
+        recursive_read_only_mounts=read_only
+        and (not external or name in runtime.recursive_read_only),
+        user_namespaces=not external,
+    )
 
 
 async def runtime_config(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from imageservice.content import ContentStore
 from imageservice.layers import Layers
 from imageservice.store import Garbage
+
+log = logging.getLogger(__name__)
 
 
 class Collector:
@@ -17,13 +20,35 @@ class Collector:
     def __init__(self, content: ContentStore, layers: Layers) -> None:
         self._content = content
         self._layers = layers
+        self._deletions: set[asyncio.Task[None]] = set()
 
     async def discard(self, garbage: Garbage) -> None:
         """Delete layers and blobs. To be called without an await after the database's step."""
-        blobs = [path for digest in garbage.blobs if (path := self._content.set_aside(digest))]
+        await self._delete(garbage, self._set_aside(garbage))
+
+    def discard_later(self, garbage: Garbage) -> None:
+        """As `discard`, in the background: what a crash leaves of it, the next start deletes."""
+        task = asyncio.create_task(self._delete(garbage, self._set_aside(garbage)))
+        self._deletions.add(task)
+        task.add_done_callback(self._deleted)
+
+    def _set_aside(self, garbage: Garbage) -> list[Path]:
+        return [path for digest in garbage.blobs if (path := self._content.set_aside(digest))]
+
+    async def _delete(self, garbage: Garbage, blobs: Sequence[Path]) -> None:
         if blobs:
             await asyncio.to_thread(_unlink_all, blobs)
         await self._layers.remove(garbage.layers)
+
+    def _deleted(self, task: asyncio.Task[None]) -> None:
+        self._deletions.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("the next start deletes what is left of removed images: %s", error)
+
+    async def settle(self) -> None:
+        """Wait until nothing is being deleted in the background."""
+        while self._deletions:
+            await asyncio.wait(self._deletions)
 
 
 def _unlink_all(paths: Sequence[Path]) -> None:

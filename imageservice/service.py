@@ -143,9 +143,9 @@ class ImageService:
         if not request.image.image:
             raise InvalidArgumentError("the image reference is empty")
         for image in self._found(request.image.image):
-            await self._collector.discard(self._store.remove_image(image))
+            self._collector.discard_later(self._store.remove_image(image))
             log.info("removed image %s", image.id)
-        await self._collector.discard(self._store.collect_orphans(ORPHAN_SECONDS))
+        self._collector.discard_later(self._store.collect_orphans(ORPHAN_SECONDS))
         self._content.expire(ORPHAN_SECONDS)
         return cri.RemoveImageResponse()
 
@@ -231,10 +231,15 @@ class ImageService:
         await self._collector.discard(self._store.collect_orphans(ORPHAN_SECONDS))
         await self._layers.sweep()
 
+    async def settle(self) -> None:
+        """Wait until what has been removed is gone from the disk."""
+        await self._collector.settle()
+
     async def close(self) -> None:
         """Break off pulls, close connections and threads."""
         await self.admin.close()
         await self._pulls.close()
+        await self._collector.settle()
         await self._layers.close()
         await self._client.close()
         self._content.close()

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,10 @@ FILES_WORKER = "image_files"
 FILES_SECONDS = 60.0
 # Images whose user database is kept in memory, of at most two MAX_FILE each.
 MAX_DATABASES = 64
-# How old the figure of a writable layer may be: the kubelet asks every 10 s.
+# How old the figure of a writable layer may be: the kubelet asks every 10 s. One that took long to
+# find, of a container that has written a million files, is kept for as many times as long.
 USAGE_SECONDS = 10.0
+USAGE_FACTOR = 20
 _ID = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
 _TRASH = ".removed-"
 
@@ -44,11 +46,20 @@ class UserDatabase:
 
 @dataclass(frozen=True)
 class Usage:
-    """A writable layer: bytes on disk, inodes, and when that was (ns since the epoch)."""
+    """A writable layer: bytes on disk, inodes, when that was (ns since the epoch).
+
+    duration: how long it took to find out, in ns.
+    """
 
     used_bytes: int
     inodes: int
     timestamp: int
+    duration: int = 0
+
+    def is_stale(self, now: int) -> bool:
+        """Tell whether the figure is too old; now: ns since the epoch."""
+        age = max(int(USAGE_SECONDS * 1e9), USAGE_FACTOR * self.duration)
+        return not self.timestamp <= now <= self.timestamp + age
 
 
 class Snapshots:
@@ -74,6 +85,7 @@ class Snapshots:
         self._volatile = volatile
         self._databases: dict[str, UserDatabase] = {}
         self._usage: dict[str, Usage] = {}
+        self._measuring = asyncio.Lock()
 
     def _path(self, container_id: str) -> Path:
         if not _ID.fullmatch(container_id) or container_id.startswith("."):
@@ -157,21 +169,40 @@ class Snapshots:
     # -- usage --------------------------------------------------------------------------------
 
     async def usage(self, container_id: str) -> Usage:
-        """Return what the container has written, at most USAGE_SECONDS old."""
-        usage = self._usage.get(container_id)
-        if usage is None or time.time_ns() - usage.timestamp > USAGE_SECONDS * 1e9:
-            usage = await asyncio.to_thread(_measure, self._path(container_id) / "upper")
-            self._usage[container_id] = usage
-        return usage
+        """Return what the container has written, some USAGE_SECONDS old at most."""
+        return (await self._usages([container_id]))[0]
 
     async def total_usage(self) -> tuple[int, int]:
         """Return bytes and inodes of all writable layers."""
-        usages = [await self.usage(container_id) for container_id in self._store.snapshots()]
+        usages = await self._usages(list(self._store.snapshots()))
         return sum(u.used_bytes for u in usages), sum(u.inodes for u in usages)
+
+    async def _usages(self, container_ids: Sequence[str]) -> list[Usage]:
+        """Measure what is stale, one caller at a time; what has been removed counts nothing."""
+        async with self._measuring:
+            now = time.time_ns()
+            stale = {
+                container_id: self._path(container_id) / "upper"
+                for container_id in container_ids
+                if (known := self._usage.get(container_id)) is None or known.is_stale(now)
+            }
+            if stale:
+                found = await asyncio.to_thread(_measure_all, stale)
+                here = self._store.snapshots()
+                self._usage.update({key: each for key, each in found.items() if key in here})
+            else:
+                found = {}
+            known_or_found = {**self._usage, **found}
+            return [known_or_found.get(key) or Usage(0, 0, now) for key in container_ids]
+
+
+def _measure_all(paths: Mapping[str, Path]) -> dict[str, Usage]:
+    return {container_id: _measure(path) for container_id, path in paths.items()}
 
 
 def _measure(path: Path) -> Usage:
     """Walk a writable layer; what goes away meanwhile is not counted. Hard links count once."""
+    began = time.monotonic_ns()
     size = inodes = 0
     seen: set[int] = set()
     pending = [os.fspath(path)]
@@ -190,4 +221,4 @@ def _measure(path: Path) -> Usage:
                         pending.append(entry.path)
         except (FileNotFoundError, NotADirectoryError):
             continue
-    return Usage(size, inodes, time.time_ns())
+    return Usage(size, inodes, time.time_ns(), time.monotonic_ns() - began)

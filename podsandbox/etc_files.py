@@ -20,6 +20,8 @@ _HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 # A host's files are small; what is larger is not what it seems to be.
 _MAX_HOST_FILE = 1 << 20
 
+_SELINUX_XATTR = "security.selinux"
+
 _LOCAL_HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
@@ -37,22 +39,23 @@ def resolv_conf(dns: cri.DNSConfig) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def write_etc_files(directory: Path, config: cri.PodSandboxConfig) -> dict[str, str]:
+def write_etc_files(
+    directory: Path, config: cri.PodSandboxConfig, label: str = ""
+) -> dict[str, str]:
     """Write the three files into `directory`; returns their names with their paths.
 
-    Without a hostname the pod has the host's; without a DNS configuration, the host's resolver.
+    Without a hostname the pod has the host's; without a DNS configuration, or with an empty one,
+    the host's resolver. `label` is their SELinux label.
     """
     hostname = config.hostname or socket.gethostname()
-    if config.HasField("dns_config"):
-        resolver = resolv_conf(config.dns_config).encode()
-    else:
-        resolver = _read_host_file(_HOST_RESOLV_CONF, b"")
+    resolver = resolv_conf(config.dns_config).encode()
+    resolver = resolver or _read_host_file(_HOST_RESOLV_CONF, b"")
     contents = {
         "hostname": f"{hostname}\n".encode(),
         "hosts": _read_host_file(_HOST_HOSTS, _LOCAL_HOSTS.encode()),
         "resolv.conf": resolver,
     }
-    return {name: _write(directory / name, content) for name, content in contents.items()}
+    return {name: _write(directory / name, content, label) for name, content in contents.items()}
 
 
 def _read_host_file(path: Path, missing: bytes) -> bytes:
@@ -63,7 +66,9 @@ def _read_host_file(path: Path, missing: bytes) -> bytes:
         return missing
 
 
-def _write(path: Path, content: bytes) -> str:
+def _write(path: Path, content: bytes, label: str) -> str:
     path.write_bytes(content)
     os.chmod(path, _FILE_MODE)  # whatever the umask is
+    if label:
+        os.setxattr(path, _SELINUX_XATTR, label.encode() + b"\0")
     return str(path)

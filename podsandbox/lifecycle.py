@@ -25,7 +25,7 @@ from api.stages import stage
 from podsandbox import pins, pod_init
 from podsandbox.etc_files import write_etc_files
 from podsandbox.network import DNS, Network, NetworkResult, PodNetworkRequest, PortMapping
-from podsandbox.plan import SandboxPlan, own_cgroup_of, plan_sandbox
+from podsandbox.plan import SandboxHost, SandboxPlan, own_cgroup_of, plan_sandbox
 from runtimeshim.client import Spawner, SpawnerError, WorkerError, read_to_end
 from runtimeshim.linux.cgroups import CgroupError, CgroupManager
 
@@ -67,26 +67,32 @@ class Sandboxes:
     """Makes, stops and removes pod sandboxes. Raises api.errors.CRIError."""
 
     def __init__(
-        self, run_dir: Path, spawner: Spawner, network: Network, cgroups: CgroupManager
+        self,
+        run_dir: Path,
+        spawner: Spawner,
+        network: Network,
+        cgroups: CgroupManager,
+        host: SandboxHost | None = None,
     ) -> None:
         self._directory = run_dir / "sandboxes"
         self._spawner = spawner
         self._network = network
         self._cgroups = cgroups
+        self._host = host or SandboxHost()
         self._init_program: int | None = None
 
     async def create(self, sandbox_id: str, config: cri.PodSandboxConfig) -> SandboxRuntime:
         """Make a sandbox and attach it to the network; on failure nothing is left.
 
-        Raises InvalidArgumentError, UnimplementedError, and InternalError for the system's faults.
+        Raises InvalidArgumentError, and InternalError for the system's faults.
         """
-        plan = plan_sandbox(sandbox_id, config)
+        plan = plan_sandbox(sandbox_id, config, self._host)
         directory = self._directory / sandbox_id
         async with contextlib.AsyncExitStack() as undo:
             with stage("cgroup"):
                 self._make_cgroup(plan, undo)
             with stage("files"):
-                files = _make_files(directory, config, undo)
+                files = _make_files(directory, config, plan, undo)
             with stage("namespaces"):
                 init_pid, fds = await self._make_namespaces(plan, directory, undo)
             network = None
@@ -111,7 +117,7 @@ class Sandboxes:
 
         The addresses are free when it returns.
         """
-        plan = plan_sandbox(sandbox_id, config)
+        plan = plan_sandbox(sandbox_id, config, self._host)
         directory = self._directory / sandbox_id
         ending = [pins.kill_init(directory)]
         if runtime.network:
@@ -177,6 +183,7 @@ class Sandboxes:
             "hostname": plan.hostname,
             "sysctls": dict(plan.sysctls),
             "shm_size": _SHM_SIZE if plan.own_ipc else 0,
+            "mount_label": plan.mount_label,
             "init_cgroup": plan.init_cgroup,
             "user": plan.user and plan.user.as_json(),
         }
@@ -206,13 +213,16 @@ class Sandboxes:
 
 
 def _make_files(
-    directory: Path, config: cri.PodSandboxConfig, undo: contextlib.AsyncExitStack
+    directory: Path,
+    config: cri.PodSandboxConfig,
+    plan: SandboxPlan,
+    undo: contextlib.AsyncExitStack,
 ) -> dict[str, str]:
     with _system_faults("write the pod's files"):
         directory.parent.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
         directory.mkdir(_DIRECTORY_MODE)
         undo.callback(shutil.rmtree, directory)
-        return write_etc_files(directory, config)
+        return write_etc_files(directory, config, plan.mount_label)
 
 
 async def _init_started(status: int) -> None:

@@ -70,6 +70,7 @@ def main(args: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int
     hostname    of the new UTS namespace; "" keeps the copy of the host's
     sysctls     path below /proc/sys -> value; the caller has checked that they are namespaced
     shm_size    bytes of the tmpfs at DIRECTORY/shm; 0 for none
+    mount_label its SELinux label; "" for none
     init_cgroup the cgroup of pid 1; None for no PID namespace. fds[0] is then its program.
     user        None, or {"uids": mappings, "gids": mappings} of a user namespace that owns the
                 others; a mapping is {"containerID", "hostID", "size"}
@@ -90,7 +91,7 @@ def main(args: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int
         for kind, fd in made.namespaces.items():
             _pin(f"/proc/self/fd/{fd}", f"{directory}/ns/{kind}", undo)
         if args["shm_size"]:
-            _mount_shm(f"{directory}/shm", args["shm_size"], user, undo)
+            _mount_shm(f"{directory}/shm", args, undo)
         answers = {} if made.rtnetlink is None else {"rtnetlink": made.rtnetlink}
         if start is not None and made.init_pid is not None:
             # Without the user namespace it is a child of ours, with it the spawner reaps it.
@@ -263,16 +264,16 @@ def _pin(source: str, target: str, undo: contextlib.ExitStack) -> None:
     undo.callback(mounts.umount, target)
 
 
-def _mount_shm(
-    target: str, size: int, user: dict[str, Any] | None, undo: contextlib.ExitStack
-) -> None:
+def _mount_shm(target: str, args: dict[str, Any], undo: contextlib.ExitStack) -> None:
     os.mkdir(target)
     undo.callback(os.rmdir, target)
     flags = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
-    options = f"mode=1777,size={size}"
-    if user is not None:
-        uid, gid = (userns.host_id(user[kind], 0) for kind in ("uids", "gids"))
+    options = f"mode=1777,size={args['shm_size']}"
+    if args["user"] is not None:
+        uid, gid = (userns.host_id(args["user"][kind], 0) for kind in ("uids", "gids"))
         options += f",uid={uid},gid={gid}"
+    if args["mount_label"]:
+        options += f',context="{args["mount_label"]}"'
     mounts.mount("shm", target, "tmpfs", flags, options)
     undo.callback(mounts.umount, target)
 

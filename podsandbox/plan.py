@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from api.cri import api_pb2 as cri
-from api.errors import InvalidArgumentError, UnimplementedError
+from api.errors import InvalidArgumentError
+from podsandbox.cgroup_names import cgroup_path
 from podsandbox.sysctls import sysctls_for
 from podsandbox.user_namespace import UserNamespace, user_namespace_of
 
@@ -21,13 +21,22 @@ _MAX_HOSTNAME = 64
 
 
 @dataclass(frozen=True)
+class SandboxHost:
+    """What matters of the machine and the settings for every sandbox."""
+
+    cgroup_driver: str = "cgroupfs"
+    selinux: bool = False
+
+
+@dataclass(frozen=True)
 class SandboxPlan:
     """The host's part and the pod's part of a sandbox.
 
     `namespaces` are those it has of its own, of "net", "ipc" and "uts". `init_cgroup` is that of
     pid 1 of its shared PID namespace, None without one. `own_cgroup`: `cgroup_parent` was made for
     it and goes with it. `resources` are OCI linux.resources for `cgroup_parent`. `user` owns the
-    namespaces; None is the host's.
+    namespaces; None is the host's. `mount_label` is the SELinux label of its files and its shared
+    memory, "" without SELinux.
     """
 
     namespaces: tuple[str, ...]
@@ -38,6 +47,7 @@ class SandboxPlan:
     init_cgroup: str | None
     resources: Mapping[str, Any]
     user: UserNamespace | None
+    mount_label: str
 
     @property
     def own_network(self) -> bool:
@@ -55,15 +65,25 @@ def own_cgroup_of(sandbox_id: str) -> str:
     return _OWN_CGROUP + sandbox_id
 
 
-def plan_sandbox(sandbox_id: str, config: cri.PodSandboxConfig) -> SandboxPlan:
-    """Read a configuration. Raises InvalidArgumentError, UnimplementedError."""
+def plan_sandbox(
+    sandbox_id: str, config: cri.PodSandboxConfig, host: SandboxHost | None = None
+) -> SandboxPlan:
+    """Read a configuration. Raises InvalidArgumentError."""
+    host = host or SandboxHost()
     linux = config.linux
-    options = linux.security_context.namespace_options
-    _refuse_unsupported(options)
+    security = linux.security_context
+    options = security.namespace_options
+    _check_modes(options)
+    if security.HasField("run_as_group") and not security.HasField("run_as_user"):
+        raise InvalidArgumentError("linux.security_context: run_as_group without run_as_user")
     user = user_namespace_of(options)
     namespaces = _namespaces(options)
     own_cgroup = not linux.cgroup_parent
-    parent = own_cgroup_of(sandbox_id) if own_cgroup else cgroup_path(linux.cgroup_parent)
+    parent = (
+        own_cgroup_of(sandbox_id)
+        if own_cgroup
+        else cgroup_path(linux.cgroup_parent, host.cgroup_driver)
+    )
     shared_pid = options.pid == cri.POD
     return SandboxPlan(
         namespaces=namespaces,
@@ -75,12 +95,13 @@ def plan_sandbox(sandbox_id: str, config: cri.PodSandboxConfig) -> SandboxPlan:
         init_cgroup=f"{parent}/{sandbox_id}" if shared_pid else None,
         # The kubelet has set the limits of a cgroup that it made itself. What it passes here are
         # sums that leave out every container without a limit, and would be too tight.
-        resources=oci_resources(linux.resources) if own_cgroup else {},
+        resources=oci_resources(linux.resources, linux.overhead) if own_cgroup else {},
         user=user,
+        mount_label=_mount_label(security.selinux_options) if host.selinux else "",
     )
 
 
-def _refuse_unsupported(options: cri.NamespaceOption) -> None:
+def _check_modes(options: cri.NamespaceOption) -> None:
     if options.pid == cri.TARGET:
         raise InvalidArgumentError("PID mode TARGET is for a container, not for a sandbox")
     for name in ("network", "ipc"):
@@ -94,6 +115,14 @@ def _namespaces(options: cri.NamespaceOption) -> tuple[str, ...]:
     return (*own, "ipc") if options.ipc == cri.POD else own
 
 
+def _mount_label(option: cri.SELinuxOption) -> str:
+    """Return the label that the pod's containers can read and write, at the pod's level."""
+    level = option.level or "s0"
+    if any(char.isspace() or char in '\0"' for char in level):
+        raise InvalidArgumentError(f"selinux_options.level {level[:256]!r} is not a level")
+    return f"system_u:object_r:container_file_t:{level}"
+
+
 def _hostname(hostname: str) -> str:
     if len(hostname.encode()) > _MAX_HOSTNAME or any(char.isspace() for char in hostname):
         raise InvalidArgumentError(
@@ -102,31 +131,25 @@ def _hostname(hostname: str) -> str:
     return hostname
 
 
-def cgroup_path(parent: str) -> str:
-    """Return a CRI cgroup_parent as an absolute path within the hierarchy."""
-    if parent.endswith(".slice"):
-        raise UnimplementedError(
-            f"cgroup_parent {parent[:256]!r} is a systemd slice, but the cgroup driver is cgroupfs"
-        )
-    parts = parent.strip("/").split("/")
-    if "\0" in parent or any(part in ("", ".", "..") for part in parts):
-        raise InvalidArgumentError(f"cgroup_parent {parent[:256]!r} is not a path")
-    return posixpath.join("/", *parts)
+def oci_resources(
+    given: cri.LinuxContainerResources, overhead: cri.LinuxContainerResources | None = None
+) -> dict[str, Any]:
+    """Return OCI linux.resources; what is 0 or "" is not asked for.
 
-
-def oci_resources(given: cri.LinuxContainerResources) -> dict[str, Any]:
-    """Return OCI linux.resources; what is 0 or "" is not asked for."""
+    `overhead` is what the pod itself takes beside its containers: it comes on top of each limit.
+    """
+    more = overhead or cri.LinuxContainerResources()
     sections: dict[str, dict[str, Any]] = {
         "cpu": {
-            "shares": given.cpu_shares,
-            "quota": given.cpu_quota,
+            "shares": _with(given.cpu_shares, more.cpu_shares),
+            "quota": _with(given.cpu_quota, _scaled(more, given.cpu_period)),
             "period": given.cpu_period,
             "cpus": given.cpuset_cpus,
             "mems": given.cpuset_mems,
         },
         "memory": {
-            "limit": given.memory_limit_in_bytes,
-            "swap": given.memory_swap_limit_in_bytes,
+            "limit": _with(given.memory_limit_in_bytes, more.memory_limit_in_bytes),
+            "swap": _with(given.memory_swap_limit_in_bytes, more.memory_limit_in_bytes),
         },
         "unified": dict(given.unified),
     }
@@ -138,3 +161,15 @@ def oci_resources(given: cri.LinuxContainerResources) -> dict[str, Any]:
         {"pageSize": limit.page_size, "limit": limit.limit} for limit in given.hugepage_limits
     ]
     return {name: section for name, section in chosen.items() if section}
+
+
+def _with(limit: int, overhead: int) -> int:
+    """Add the overhead to a limit; no limit (0, or -1) stays none."""
+    return limit + overhead if limit > 0 else limit
+
+
+def _scaled(overhead: cri.LinuxContainerResources, period: int) -> int:
+    """Return the overhead's CPU quota for another period."""
+    if not overhead.cpu_period or not period:
+        return overhead.cpu_quota
+    return overhead.cpu_quota * period // overhead.cpu_period

@@ -35,6 +35,7 @@ from typing import Any, NoReturn
 from runtimeshim import wire
 from runtimeshim.linux import syscalls
 from runtimeshim.shim import main as shim_main
+from runtimeshim.shim.template import Template
 
 # The daemon passes the listening socket as this fd.
 LISTENER_FD = 3
@@ -44,6 +45,10 @@ IGNORED_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP)
 
 # glibc keeps these for itself, and its posix_spawn leaves them ignored in the child.
 LIBC_SIGNALS = (32, 33)
+
+# A shim that stands by is forked this long after the last one was taken: not while its container
+# is being created.
+STANDBY_SECONDS = 0.02
 
 # An adopting shim that lives shorter than this has failed; after so many in a row none is forked.
 SHORT_LIFE_SECONDS = 0.2
@@ -106,6 +111,9 @@ class Spawner:
         self._build = build
         self._children: dict[int, Child] = {}
         self._wards: list[Ward] = []
+        self._template: Template | None = None
+        self._standby: tuple[int, socket.socket] | None = None
+        self._standby_due = False  # the last one has been taken
         self._selector = selectors.DefaultSelector()
         self._wakeup_r, self._wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -116,9 +124,15 @@ class Spawner:
         signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
         self._selector.register(self._wakeup_r, selectors.EVENT_READ, self._on_sigchld)
         self._selector.register(listener, selectors.EVENT_READ, self._on_connect)
+        self._template = Template(self._fork)
         while self._serving() or self._wards or self._has_children():
-            for key, _ in self._selector.select():
+            happened = self._selector.select(STANDBY_SECONDS if self._standby_due else None)
+            for key, _ in happened:
                 key.data(key.fileobj)
+            if self._standby_due and not happened:
+                self._stand_by()
+            if not self._serving() and not self._wards:
+                self._end_template()
 
     def _serving(self) -> bool:
         return self._listener is not None
@@ -194,12 +208,56 @@ class Spawner:
         self._answer(client, {"id": request, "pid": pid})
 
     def _fork_shim(self, message: wire.Message, client: int) -> int:
+        pid, channel = self._give_shim(message, [client])
+        self._add_ward(message, channel)
+        return pid
+
+    def _give_shim(self, message: wire.Message, fds: list[int]) -> tuple[int, socket.socket]:
+        """Give a shim its work: the one that stands by, or else a new one."""
+        standby, self._standby = self._standby, None
+        self._standby_due = self._serving()
+        if standby is not None:
+            try:
+                wire.send(standby[1], message, fds)
+            except OSError:  # it was killed meanwhile
+                standby[1].close()
+            else:
+                return standby
+        pid, channel = self._fork_from_template()
+        wire.send(channel, message, fds)
+        return pid, channel
+
+    def _fork_from_template(self) -> tuple[int, socket.socket]:
         ours, theirs = wire.pair()
         with theirs:
-            keeper = theirs.fileno()
-            pid = self._fork(lambda: shim_main.run(message, client, keeper), [client, keeper])
-        self._add_ward(message, ours)
-        return pid
+            for last in (False, True):
+                if self._template is None:
+                    self._template = Template(self._fork)
+                try:
+                    return self._template.fork(theirs.fileno()), ours
+                except OSError as err:  # it was killed
+                    log(f"a shim could not be forked: {err}")
+                    self._end_template()
+                    if last:
+                        ours.close()
+                        raise
+        raise AssertionError("the second try returns or raises")
+
+    def _stand_by(self) -> None:
+        self._standby_due = False
+        try:
+            self._standby = self._fork_from_template()
+        except OSError:  # logged; the next container's shim is tried again
+            return
+
+    def _end_template(self) -> None:
+        """End what waits for containers that will not come."""
+        if self._standby is not None:
+            self._standby[1].close()
+            self._standby = None
+        if self._template is not None:
+            self._template.close()
+            self._template = None
 
     def _add_ward(self, message: wire.Message, channel: socket.socket) -> None:
         channel.setblocking(False)
@@ -241,17 +299,11 @@ class Spawner:
             self._wards.remove(ward)
             return
         log(f"the shim of {ward.message['container']} was killed: another one adopts its init")
-        ours, theirs = wire.pair()
-        with theirs:
-            keeper = theirs.fileno()
-            keep = [keeper, *ward.fds.values()]
-            self._fork(
-                lambda: shim_main.adopt(ward.message, keeper, ward.pid, ward.state, ward.fds),
-                keep,
-            )
-        ours.setblocking(False)
-        ward.channel = ours
-        self._selector.register(ours, selectors.EVENT_READ, lambda _: self._on_ward(ward))
+        names, state = list(ward.fds), ward.state
+        adoption = {"op": "adopt", "ward": ward.message, "state": state, "names": names}
+        _, ward.channel = self._give_shim(adoption, list(ward.fds.values()))
+        ward.channel.setblocking(False)
+        self._selector.register(ward.channel, selectors.EVENT_READ, lambda _: self._on_ward(ward))
         if "exit" in ward.state:  # it ended before its new shim was there
             self._answer_ward(ward, {"exit": ward.state["exit"]})
 
@@ -290,6 +342,7 @@ class Spawner:
             self._selector.unregister(self._listener)
             self._listener.close()
             self._listener = None
+            self._standby_due = False
 
     def _fork(self, run: Callable[[], None], keep: list[int]) -> int:
         pid = os.fork()

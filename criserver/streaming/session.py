@@ -19,7 +19,13 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from api.errors import CRIError, FailedPreconditionError, InternalError, InvalidArgumentError
+from api.errors import (
+    CRIError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from criserver.streaming.fds import FdReader, FdWriter, duplicate, open_pipe
 from runtimeshim.client import Exec, Shim, ShimError, StartError
 
@@ -27,9 +33,10 @@ from runtimeshim.client import Exec, Shim, ShimError, StartError
 # means that only processes which it left behind hold the other end open.
 DRAIN_SECONDS = 1.0
 
-# What the shim's refusals mean to a client, by their kind; all others are faults.
+# What the shim's refusals mean to a client, by their kind; all others are faults. One that is gone
+# was killed, and another takes its place in a moment.
 SHIM_ERRORS: dict[str, type[CRIError]] = {
-    "gone": FailedPreconditionError,
+    "gone": UnavailableError,
     "finished": FailedPreconditionError,
     "state": FailedPreconditionError,
     "spec": InvalidArgumentError,

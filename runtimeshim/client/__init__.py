@@ -5,6 +5,7 @@ Nothing here forks: the spawner is started by posix_spawn, everything else is as
 
 from runtimeshim.client.model import (
     CreateError,
+    OCIRuntime,
     ProgramResult,
     ProgramTimeoutError,
     Rootfs,
@@ -23,6 +24,7 @@ __all__ = [
     "CreateError",
     "Exec",
     "ExitRecord",
+    "OCIRuntime",
     "ProgramResult",
     "ProgramTimeoutError",
     "Rootfs",

@@ -69,10 +69,19 @@ class Rootfs:
 
 
 @dataclass(frozen=True)
+class OCIRuntime:
+    """An OCI runtime's binary, by the name of the handler that it is configured for."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
 class ShimOptions:
     """What a shim needs beside the bundle."""
 
     rootfs: Rootfs | None
     log_path: Path | None
+    runtime: OCIRuntime | None = None  # None: the embedded executor
     stdin: bool = False
     stdin_once: bool = False

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,20 @@ from runtimeshim import exit_record, wire
 from runtimeshim.client import launch
 from runtimeshim.client.connection import Connection
 from runtimeshim.client.model import CreateError, ShimError, StartError
+from runtimeshim.client.pipes import file_of
 from runtimeshim.exit_record import ExitRecord
 
 
 class Exec:
     """A process that was started in a running container."""
 
-    def __init__(self, shim: Shim, name: int, pid: int, terminal: int | None) -> None:
+    def __init__(self, shim: Shim, answer: wire.Message, terminal: int | None) -> None:
         self._shim = shim
-        self._name = name
+        self._name: int = answer["exec"]
         self._exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._exited.add_done_callback(lambda f: f.cancelled() or f.exception())
-        self.pid = pid
+        self.pid: int = answer["pid"]
+        self.timings: dict[str, int] = answer["timings"]  # stage -> ns
         self.terminal = terminal  # the pty's master; the caller closes it
 
     def exited(self, code: int) -> None:
@@ -63,6 +66,7 @@ class Shim:
         loop = asyncio.get_running_loop()
         self._exit: asyncio.Future[ExitRecord] = loop.create_future()
         self._exit.add_done_callback(lambda f: f.cancelled() or f.exception())
+        self.on_oom: Callable[[int], None] | None = None  # given how many processes were killed
         self._execs: dict[int, Exec] = {}
         self._early: dict[int, int] = {}
         self._connection = Connection(sock, self._on_event, self._on_close)
@@ -90,10 +94,16 @@ class Shim:
     async def call(
         self, op: str, fds: Sequence[int] = (), **fields: Any
     ) -> tuple[wire.Message, list[int]]:
-        """Make one request. Raises ShimError, of kind "gone" when the shim is no more."""
+        """Make one request.
+
+        Raises ShimError, of kind "finished" when the container has ended, and its shim with it, or
+        "gone" when the shim was killed: another one adopts the container.
+        """
         try:
             answer, answer_fds = await self._connection.call({"op": op, **fields}, fds)
         except ConnectionError as err:
+            if self._over():
+                raise ShimError("the container has ended", "finished") from err
             raise ShimError(f"the shim of {self.container_id} is gone", "gone") from err
         if "error" in answer:
             raise ShimError(answer["error"], answer.get("kind", "error"))
@@ -114,9 +124,12 @@ class Shim:
         try:
             await self.call("kill", signal=int(signal_), everyone=everyone)
         except ShimError as err:
-            over = self._exit.done() and self._exit.exception() is None
-            if err.kind not in ("gone", "finished") or (err.kind == "gone" and not over):
+            if err.kind != "finished":
                 raise
+
+    def _over(self) -> bool:
+        """Tell whether the container's end is known."""
+        return self._exit.done() and self._exit.exception() is None
 
     async def exec(self, process: Mapping[str, Any], stdio: tuple[int, int, int] | None) -> Exec:
         """Start an OCI process in the container, on `stdio` or on a new terminal.
@@ -125,16 +138,24 @@ class Shim:
         Raises StartError when the program cannot be executed, ShimError otherwise.
         """
         try:
-            answer, fds = await self.call("exec", fds=stdio or (), process=dict(process))
+            answer, fds = await self._call_exec(process, stdio or ())
         except ShimError as err:
             if err.kind == "start":
                 raise StartError(str(err), err.kind) from err
             raise
-        started = Exec(self, answer["exec"], answer["pid"], fds[0] if fds else None)
+        started = Exec(self, answer, fds[0] if fds else None)
         self._execs[answer["exec"]] = started
         if answer["exec"] in self._early:
             started.exited(self._early.pop(answer["exec"]))
         return started
+
+    async def _call_exec(
+        self, process: Mapping[str, Any], stdio: Sequence[int]
+    ) -> tuple[wire.Message, list[int]]:
+        """Pass the process as a file: its arguments may be larger than a message."""
+        with contextlib.ExitStack() as stack:
+            file = file_of(json.dumps(dict(process)).encode(), stack)
+            return await self.call("exec", fds=[file, *stdio])
 
     async def attach(
         self, *, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
@@ -174,6 +195,9 @@ class Shim:
             case "exit":
                 if not self._exit.done():
                     self._exit.set_result(exit_record.from_json(message["record"]))
+            case "oom":
+                if self.on_oom is not None:
+                    self.on_oom(int(message["kills"]))
             case "exec-exit":
                 started = self._execs.pop(message["exec"], None)
                 if started is None:  # it was quicker than our reading of its start

@@ -283,6 +283,9 @@ def _options(options: ShimOptions) -> dict[str, Any]:
             "workdir": rootfs.workdir,
         },
         "log_path": None if options.log_path is None else str(options.log_path),
+        "runtime": None
+        if options.runtime is None
+        else {"name": options.runtime.name, "path": options.runtime.path},
         "stdin": options.stdin,
         "stdin_once": options.stdin_once,
     }

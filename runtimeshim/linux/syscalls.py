@@ -14,6 +14,10 @@ from collections.abc import Callable, Sequence
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
+_python = ctypes.PyDLL(None, use_errno=True)
+_python.syscall.restype = ctypes.c_long
+for _name in ("PyOS_BeforeFork", "PyOS_AfterFork_Child", "PyOS_AfterFork_Parent"):
+    getattr(_python, _name).restype = None
 
 _X86_64 = os.uname().machine == "x86_64"
 
@@ -25,12 +29,14 @@ SYS_FSMOUNT = 432
 SYS_CLOSE_RANGE = 436
 SYS_OPENAT2 = 437
 SYS_MOUNT_SETATTR = 442
+SYS_CLONE = 56 if _X86_64 else 220
 SYS_PIVOT_ROOT = 155 if _X86_64 else 41
 SYS_RT_SIGACTION = 13 if _X86_64 else 134
 SYS_KEYCTL = 250 if _X86_64 else 219
 SYS_SETDOMAINNAME = 171 if _X86_64 else 162
 
 # sched.h, man 7 namespaces
+CLONE_PARENT = 0x00008000
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -130,6 +136,24 @@ def set_not_dumpable() -> None:
 def set_keepcaps(keep: bool) -> None:
     """Keep the permitted set across a change from uid 0 to another."""
     prctl(PR_SET_KEEPCAPS, int(keep), "prctl(KEEPCAPS)")
+
+
+def fork_sibling() -> int:
+    """Fork a child whose parent is the caller's own parent (man 2 clone, CLONE_PARENT).
+
+    As os.fork otherwise; only from a process with a single thread. Not by CDLL, which would let go
+    of the interpreter's lock around the call: the child could never take it again.
+    """
+    _python.PyOS_BeforeFork()
+    pid = int(_python.syscall(_long(SYS_CLONE), _long(CLONE_PARENT), None, None, None, None))
+    errno = ctypes.get_errno()
+    if pid == 0:
+        _python.PyOS_AfterFork_Child()
+        return 0
+    _python.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(errno, f"clone(CLONE_PARENT): {os.strerror(errno)}")
+    return pid
 
 
 def set_process_name(name: str) -> None:

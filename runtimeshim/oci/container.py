@@ -17,32 +17,10 @@ from runtimeshim.oci import spec as oci_spec
 from runtimeshim.oci.errors import SpecError, StageError
 from runtimeshim.oci.idmaps import IdMaps
 from runtimeshim.oci.namespaces import Namespaces
+from runtimeshim.oci.stdio import Streams
 
 # config.json holds a seccomp profile and mounts; one that is larger is no honest spec.
 MAX_SPEC = 8 * 1024 * 1024
-
-
-_hierarchy: cgroups.CgroupManager | None = None
-
-
-def hierarchy() -> cgroups.CgroupManager:
-    """Return this machine's cgroups, looked for once: shims inherit the answer."""
-    global _hierarchy
-    if _hierarchy is None:
-        _hierarchy = cgroups.manager()
-    return _hierarchy
-
-
-class Streams:
-    """The shim's ends of a container's stdio; None where there is none."""
-
-    __slots__ = ("stderr", "stdin", "stdout", "terminal")
-
-    def __init__(self) -> None:
-        self.stdin: int | None = None
-        self.stdout: int | None = None
-        self.stderr: int | None = None
-        self.terminal: int | None = None
 
 
 class Container:
@@ -52,7 +30,7 @@ class Container:
         self.bundle = bundle
         self.spec = spec
         self.seccomp_cache = seccomp_cache
-        self.manager = hierarchy()
+        self.manager = cgroups.hierarchy()
         linux: Mapping[str, Any] = spec.get("linux") or {}
         # The specification leaves the path to the runtime where the spec has none.
         self.cgroup_path = linux.get("cgroupsPath") or f"/{os.path.basename(bundle)}"
@@ -123,7 +101,7 @@ class Container:
     def _fork_with_pipes(
         self, namespaces: Namespaces, overlay: Mapping[str, Any] | None, stdin: bool
     ) -> None:
-        stdio = self._open_streams(stdin)
+        stdio = self.streams.open_pipes(stdin)
         try:
             self._fork(namespaces, overlay, stdio)
         finally:
@@ -160,16 +138,6 @@ class Container:
         self.pidfd = os.pidfd_open(self.pid)
         theirs.close()
         self.sync = ours
-
-    def _open_streams(self, stdin: bool) -> tuple[int, int, int]:
-        """Make the pipes; returns the container's ends."""
-        if stdin:
-            theirs_in, self.streams.stdin = os.pipe2(os.O_CLOEXEC)
-        else:
-            theirs_in = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self.streams.stdout, theirs_out = os.pipe2(os.O_CLOEXEC)
-        self.streams.stderr, theirs_err = os.pipe2(os.O_CLOEXEC)
-        return theirs_in, theirs_out, theirs_err
 
     def _wait_ready(self) -> None:
         while True:
@@ -224,13 +192,8 @@ class Container:
 
     def state(self, status: str) -> dict[str, Any]:
         """Return the container's state, as hooks get it."""
-        return hooks.state(
-            self.spec,
-            container_id=self._id(),
-            status=status,
-            pid=self.pid if status != "stopped" else 0,
-            bundle=self.bundle,
-        )
+        pid = self.pid if status != "stopped" else 0
+        return describe(self.bundle, self.spec, pid, status, self._id())
 
     def _why(self) -> str:
         """Explain an init that died without a word: most often its memory limit was too small."""
@@ -291,8 +254,31 @@ class Container:
         self.manager.delete(self.cgroup_path)
 
 
+def describe(
+    bundle: str, spec: Mapping[str, Any], pid: int, status: str, container_id: str = ""
+) -> dict[str, Any]:
+    """Return a container's state; its id is the bundle's name unless it has another."""
+    return hooks.state(
+        spec,
+        container_id=container_id or os.path.basename(bundle),
+        status=status,
+        pid=pid,
+        bundle=bundle,
+    )
+
+
 def load(bundle: str) -> Mapping[str, Any]:
     """Read config.json, and see that it can be carried out. Raises StageError."""
+    spec = load_unchecked(bundle)
+    try:
+        oci_spec.check(spec)
+    except SpecError as err:
+        raise StageError("spec", str(err), "spec") from err
+    return spec
+
+
+def load_unchecked(bundle: str) -> Mapping[str, Any]:
+    """Read config.json again: that of a created container has been checked. Raises StageError."""
     path = f"{bundle}/config.json"
     try:
         with open(path, "rb", buffering=0) as source:
@@ -302,8 +288,4 @@ def load(bundle: str) -> Mapping[str, Any]:
         raise StageError("spec", f"{path} cannot be read: {err}") from err
     if len(content) > MAX_SPEC or not isinstance(spec, dict):
         raise StageError("spec", f"{path} is no JSON object of at most {MAX_SPEC} bytes")
-    try:
-        oci_spec.check(spec)
-    except SpecError as err:
-        raise StageError("spec", str(err), "spec") from err
     return spec

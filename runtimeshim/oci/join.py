@@ -33,33 +33,48 @@ def run(
     preserve_fds: int = 0,
     linux: Mapping[str, Any] | None = None,
     state: Mapping[str, Any] | None = None,
+    own_cgroup: str = "",
+    init_pid: int = 0,
 ) -> NoReturn:
     """Join the container of `pidfd` and execve; runs in a fork that is in its PID namespace.
 
-    `linux` is that object of the container's spec, `state` what a seccomp listener is told.
+    `linux` is that object of the container's spec, `state` what a seccomp listener is told. With
+    `own_cgroup`, a name, it and what it starts can be killed together (CgroupManager.join_own).
     """
-    stage = "exec"
+    stages = init.Stages()
     init.forbid_imports()
     try:
         syscalls.set_not_dumpable()
         scheduling.set_affinity(target, "initial")
-        manager.join(cgroup_path, 0)
+        stages.enter("cgroup-join")
+        own = ""
+        if own_cgroup:
+            own = manager.join_own(cgroup_path, own_cgroup, init_pid)
+        else:
+            manager.join(cgroup_path, 0)
+        stages.enter("host-side")
         scheduling.set_affinity(target, "final")
         os.setsid()
         process.set_oom_score_adj(target.get("oomScoreAdj"))
         process.set_rlimits(target.get("rlimits") or ())
         label = process.open_exec_label(target)
+        stages.enter("seccomp-compile")
         install = _installation(seccomp_profile, seccomp_cache, state)
+        stages.enter("namespaces")
         scheduling.apply(target, 0)
         scheduling.apply_own(linux or {})
         namespaces.join_all(pidfd)
         os.chdir("/")
         _take_streams(target, stdio, sync)
+        stages.enter("credentials")
         kept = [sync.fileno(), *range(3, 3 + preserve_fds), *install.fds]
         syscalls.close_all_but(kept + ([] if label is None else [label[0]]))
-        process.prepare(target, install.run, label).go()
+        launch = process.prepare(target, install.run, label)
+        stages.enter("exec")
+        wire.send(sync, {"cgroup": own, "timings": stages.timings})
+        launch.go()
     except BaseException as err:  # noqa: BLE001 - a forked child must not unwind into its parent
-        init.report(sync, stage, err)
+        init.report(sync, stages.name, err)
     finally:
         os._exit(init.START_FAILED)
 

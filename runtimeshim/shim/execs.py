@@ -1,38 +1,67 @@
-"""Processes that were started in the container beside its init."""
+"""Processes that were started in the container beside its init.
+
+    shim                                     exec'd process
+      ├── fork into the PID namespace ──────────►│ reads what it is to be; joins a cgroup of its own
+      │                                          │ below the container's, and its namespaces
+      │◄─────────────────────── terminal, ready ─┤ timings; execve
+      │◄────────────────── end of file, or error ┘
+
+The shim waits for nothing of that: it goes on with the container's output meanwhile. With an OCI
+binary as handler the fork runs that, and its last message names the process that it has started.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from runtimeshim import wire
-from runtimeshim.oci import join, spec, terminal
-from runtimeshim.oci.container import Container
-from runtimeshim.oci.errors import SpecError, StageError
-from runtimeshim.oci.namespaces import Namespaces
+from runtimeshim.oci import terminal
+from runtimeshim.shim.poller import READ, Poller
+from runtimeshim.shim.task import Task
+
+Send = Callable[[socket.socket, wire.Message, Sequence[int]], None]
 
 
 class ExecProcess:
-    """One started process; the shim keeps its terminal's master to resize it."""
+    """One process; the shim keeps its terminal's master to resize it."""
 
-    __slots__ = ("client", "name", "pid", "terminal")
+    __slots__ = (
+        "cgroup",
+        "client",
+        "failed",
+        "name",
+        "pid",
+        "request",
+        "sync",
+        "terminal",
+        "timings",
+    )
 
-    def __init__(self, name: int, client: socket.socket) -> None:
+    def __init__(self, name: int, client: socket.socket, request: int) -> None:
         self.name = name
         self.client = client
+        self.request = request  # what the client gets its answer to
         self.pid = 0
+        self.failed = False  # to execve: the answer said so, and no exit is told
+        self.sync: socket.socket | None = None  # until execve
         self.terminal: int | None = None
+        self.cgroup = ""  # its own, or "": a kernel that refuses it
+        self.timings: dict[str, int] = {}
 
-    def kill(self, number: int) -> None:
+    def kill(self, number: int, task: Task) -> None:
         """Signal it; SIGKILL reaches its descendants too, also those in sessions of their own."""
-        if number == signal.SIGKILL:
+        if number != signal.SIGKILL:
+            _kill(self.pid, number)
+        elif self.cgroup:
+            task.manager.kill(self.cgroup)
+        else:
             _kill(self.pid, signal.SIGSTOP)  # or it would see its children die, and go on
             for pid in descendants(self.pid):
                 _kill(pid, signal.SIGKILL)
-        _kill(self.pid, number)
+            _kill(self.pid, signal.SIGKILL)
 
     def resize(self, width: int, height: int) -> None:
         """Set its terminal's size. Raises ValueError without a terminal."""
@@ -45,6 +74,105 @@ class ExecProcess:
         if self.terminal is not None:
             os.close(self.terminal)
             self.terminal = None
+
+
+class Execs:
+    """The exec'd processes of one container, from the request to the exit code."""
+
+    def __init__(self, task: Task, poller: Poller, send: Send) -> None:
+        self._task = task
+        self._poller = poller
+        self._send = send
+        self._running: dict[int, ExecProcess] = {}
+        self._unclaimed: dict[int, int] = {}
+        self._last = 0
+        self._cgroups: list[str] = []  # of processes that have left others behind
+
+    def start(self, client: socket.socket, message: wire.Message, fds: Sequence[int]) -> None:
+        """Begin to start a process; the answer is sent when execve has come, or failed.
+
+        The first fd is a file with its OCI process object, three more are its streams.
+        """
+        self._last += 1
+        process = ExecProcess(self._last, client, message["id"])
+        stdio = (fds[1], fds[2], fds[3]) if len(fds) == 4 else None
+        name = f"exec-{os.getpid()}-{process.name}"
+        process.pid, process.sync = self._task.handler.fork_exec(self._task, fds[0], stdio, name)
+        self._running[process.pid] = process
+        self._poller.register(process.sync.fileno(), READ, lambda _: self._on_sync(process))
+
+    def find(self, name: int) -> ExecProcess:
+        """Return a process by the name that its client has. Raises ProcessLookupError."""
+        for process in self._running.values():
+            if process.name == name:
+                return process
+        raise ProcessLookupError
+
+    def exited(self, pid: int, code: int) -> None:
+        """Take the exit code of a child, and tell the client whose it was."""
+        process = self._running.pop(pid, None)
+        if process is None:
+            if any(other.sync is not None for other in self._running.values()):
+                self._unclaimed[pid] = code  # of a handler that has not said yet what it started
+            return
+        while process.sync is not None:  # what it said before its end comes first
+            self._on_sync(process)
+        if process.pid != pid:  # it was the handler's, which has done its part
+            return
+        process.close()
+        self._remove_cgroups(process)
+        if not process.failed:
+            event = {"event": "exec-exit", "exec": process.name, "code": code}
+            self._send(process.client, event, [])
+
+    def _on_sync(self, process: ExecProcess) -> None:
+        """Read one message of a process that is being started, or the end: it is started."""
+        assert process.sync is not None
+        try:
+            received = wire.receive(process.sync)
+        except ConnectionResetError:  # killed: its exit code tells
+            received = None
+        if received is None:
+            self._started(process)
+            return
+        message, fds = received
+        if "error" in message:
+            self._failed(process, message)
+        elif fds:
+            process.terminal = fds[0]
+        else:
+            process.cgroup, process.timings = message["cgroup"], message["timings"]
+            if "pid" in message:
+                self._running.pop(process.pid, None)
+                process.pid = message["pid"]
+                self._running[process.pid] = process
+
+    def _end_sync(self, process: ExecProcess) -> None:
+        assert process.sync is not None
+        self._poller.unregister(process.sync.fileno())
+        process.sync.close()
+        process.sync = None
+
+    def _started(self, process: ExecProcess) -> None:
+        self._end_sync(process)
+        answer = {"exec": process.name, "pid": process.pid, "timings": process.timings}
+        given = [] if process.terminal is None else [process.terminal]
+        self._send(process.client, {"id": process.request, **answer}, given)
+        if process.pid in self._unclaimed:
+            self.exited(process.pid, self._unclaimed.pop(process.pid))
+        if not any(other.sync is not None for other in self._running.values()):
+            self._unclaimed.clear()
+
+    def _failed(self, process: ExecProcess, message: wire.Message) -> None:
+        self._end_sync(process)
+        process.failed = True
+        error = {"error": message["error"], "stage": message["stage"], "kind": message["kind"]}
+        self._send(process.client, {"id": process.request, **error}, [])
+
+    def _remove_cgroups(self, process: ExecProcess) -> None:
+        """Remove its cgroup, and those whose last process has ended since they were tried."""
+        tried = [*self._cgroups, process.cgroup] if process.cgroup else self._cgroups
+        self._cgroups = [path for path in tried if not self._task.manager.remove_empty(path)]
 
 
 def _kill(pid: int, number: int) -> None:
@@ -70,78 +198,3 @@ def _children(pid: int) -> list[int]:
             return [int(child) for child in source.read().split()]
     except FileNotFoundError:  # it has gone
         return []
-
-
-def start(
-    container: Container,
-    target: Mapping[str, Any],
-    stdio: tuple[int, int, int] | None,
-    exec_process: ExecProcess,
-) -> list[int]:
-    """Start `target` in the container; returns the fds for the caller: a terminal's master.
-
-    Raises StageError with what failed; nothing is left running then.
-    """
-    if not target.get("terminal") and stdio is None:
-        raise StageError("spec", "an exec without a terminal needs three streams", "spec")
-    try:
-        spec.check_process(target)
-    except SpecError as err:
-        raise StageError("spec", str(err), "spec") from err
-    ours, theirs = wire.pair()
-    with ours:
-        namespaces = Namespaces([])
-        namespaces.pid_fd = os.open(f"/proc/{container.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            exec_process.pid = namespaces.fork()
-            if exec_process.pid == 0:
-                _become(container, target, stdio, theirs)
-        finally:
-            namespaces.close()
-            theirs.close()
-        try:
-            return _outcome(ours, exec_process)
-        except StageError:
-            os.waitpid(exec_process.pid, 0)
-            exec_process.close()
-            raise
-
-
-def _become(
-    container: Container,
-    target: Mapping[str, Any],
-    stdio: tuple[int, int, int] | None,
-    sync: socket.socket,
-) -> None:
-    join.run(
-        target,
-        pidfd=container.pidfd,
-        manager=container.manager,
-        cgroup_path=container.cgroup_path,
-        seccomp_profile=(container.spec.get("linux") or {}).get("seccomp"),
-        seccomp_cache=container.seccomp_cache,
-        stdio=stdio,
-        sync=sync,
-        linux=container.spec.get("linux"),
-        state=container.state("running"),
-    )
-
-
-def _outcome(sync: socket.socket, exec_process: ExecProcess) -> list[int]:
-    """Read messages until execve closes the socket; returns a terminal's master, if any."""
-    given: list[int] = []
-    while True:
-        try:
-            received = wire.receive(sync)
-        except ConnectionResetError:  # killed: its exit code tells
-            received = None
-        if received is None:
-            return given
-        message, fds = received
-        if fds:
-            exec_process.terminal = fds[0]
-            given = [os.dup(fds[0])]
-        if "error" in message:
-            for fd in given:
-                os.close(fd)
-            raise StageError(message["stage"], message["error"], message["kind"])

@@ -18,17 +18,17 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from runtimeshim import wire
-from runtimeshim.oci.container import Container, Streams
 from runtimeshim.shim.poller import READ, Poller
+from runtimeshim.shim.task import Task
 
 # How often a shim without a spawner looks for a new one.
 RETRY_SECONDS = 0.5
 
-STREAMS = ("stdin", "stdout", "stderr", "terminal")
+Rests = Mapping[str, tuple[int, int]]  # the pipes of the unfinished lines, by stream
 
 # linux/pidfd.h (6.15): struct pidfd_info of 64 bytes, whose last field is a wait status.
 PIDFD_GET_INFO = 0xC040FF0B
@@ -50,12 +50,13 @@ class Keeper:
         if channel is not None:
             self._listen(channel)
 
-    def keep(
-        self, container: Container, rests: Mapping[str, tuple[int, int]], state: Mapping[str, Any]
-    ) -> None:
+    def keep(self, task: Task, rests: Rests, state: Mapping[str, Any]) -> None:
         """Entrust a created container, with its unfinished lines."""
-        names, fds = _fds_of(container, rests)
-        self._send({"op": "keep", "names": names, "pid": container.pid, "state": dict(state)}, fds)
+        fds = task.fds()
+        for name, (read, write) in rests.items():
+            fds[f"{name}-rest-r"], fds[f"{name}-rest-w"] = read, write
+        message = {"op": "keep", "names": list(fds), "pid": task.pid, "state": dict(state)}
+        self._send(message, list(fds.values()))
 
     def started(self) -> None:
         """The program runs."""
@@ -74,7 +75,7 @@ class Keeper:
         return None if self._channel is not None else RETRY_SECONDS
 
     def retry(
-        self, container: Container, rests: Mapping[str, tuple[int, int]], state: Mapping[str, Any]
+        self, task: Task, rests: Callable[[], Rests], state: Callable[[], wire.Message]
     ) -> None:
         """Look for a new spawner, if the last one has died."""
         if self._channel is not None or time.monotonic() < self._retry_at:
@@ -86,7 +87,7 @@ class Keeper:
         self._channel = channel
         self._listen(channel)
         self._send({**self._request, "op": "ward", "id": 0}, [])
-        self.keep(container, rests, state)
+        self.keep(task, rests(), state())
 
     def _listen(self, channel: socket.socket) -> None:
         self._poller.register(channel.fileno(), READ, lambda _: self._readable())
@@ -132,30 +133,8 @@ def connect(path: str) -> socket.socket | None:
     return sock
 
 
-def _fds_of(
-    container: Container, rests: Mapping[str, tuple[int, int]]
-) -> tuple[list[str], list[int]]:
-    """Return the names and fds of what a successor needs."""
-    found = {name: getattr(container.streams, name) for name in STREAMS}
-    found["pidfd"] = container.pidfd
-    found["sync"] = None if container.sync is None else container.sync.fileno()
-    for name, (read, write) in rests.items():
-        found[f"{name}-rest-r"], found[f"{name}-rest-w"] = read, write
-    names = [name for name, fd in found.items() if fd is not None]
-    return names, [found[name] for name in names]
-
-
-def restore(container: Container, pid: int, fds: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """Give a container, whose spec has been read again, its process and streams.
-
-    Returns the pipes of the unfinished lines, by stream.
-    """
-    container.pid = pid
-    container.pidfd = fds["pidfd"]
-    container.sync = socket.socket(fileno=fds["sync"]) if "sync" in fds else None
-    container.streams = Streams()
-    for name in STREAMS:
-        setattr(container.streams, name, fds.get(name))
+def rests_of(fds: Mapping[str, int]) -> Rests:
+    """Return the pipes of the unfinished lines among what was kept, by stream."""
     return {
         name: (fds[f"{name}-rest-r"], fds[f"{name}-rest-w"])
         for name in ("stdout", "stderr")

@@ -7,11 +7,15 @@ import socket
 from collections.abc import Mapping
 
 from runtimeshim import wire
-from runtimeshim.linux import capabilities, seccomp, syscalls
-from runtimeshim.oci import container as oci
+from runtimeshim.linux import capabilities, cgroups, seccomp, syscalls
 from runtimeshim.oci.errors import StageError
 from runtimeshim.shim import keeper, supervisor
+from runtimeshim.shim.creator import Creator
+from runtimeshim.shim.embedded import Embedded
+from runtimeshim.shim.external import External
+from runtimeshim.shim.handler import Handler
 from runtimeshim.shim.log import LogFile
+from runtimeshim.shim.task import Task
 
 # The limit on open files that the spawner was started with; its own is higher.
 _open_files: tuple[int, int] | None = None
@@ -22,66 +26,65 @@ def prepare() -> None:
     raise_open_files()
     seccomp.load_library()
     capabilities.last()
-    oci.hierarchy()
+    cgroups.hierarchy()
 
 
-def run(message: wire.Message, client: int, keeper_fd: int) -> None:
+def stand_by(keeper_fd: int) -> None:
+    """Be the shim of the container that the spawner will name on its connection."""
+    kept = socket.socket(fileno=keeper_fd)
+    _become()
+    creator = Creator(handler_of)
+    received = wire.receive(kept)
+    if received is None:  # the spawner has gone, or needs no more shims
+        return
+    message, fds = received
+    if message["op"] == "adopt":
+        supervisor.identify(message["ward"]["container"])
+        creator.close()
+        _adopt(message, dict(zip(message["names"], fds, strict=True)), kept)
+    else:
+        supervisor.identify(message["container"])
+        _create(message, fds[0], kept, creator)
+
+
+def _create(message: wire.Message, client: int, kept: socket.socket, creator: Creator) -> None:
     """Be the shim of a new container; `client` is the daemon's first connection."""
     channel = socket.socket(fileno=client)
-    _become(message)
     request = wire.receive(channel)
     if request is None:  # the daemon died between two messages: nothing has been made yet
         return
-    options = message["options"]
     try:
-        log = _open_log(options["log_path"])
-        container = _load(message)
-        container.create(options["rootfs"], stdin=options["stdin"])
+        log = _open_log(message["options"]["log_path"])
+        task = creator.create(message)
     except StageError as err:
         failure = {"error": err.message, "stage": err.stage, "kind": err.kind}
         wire.send(channel, {"id": request[0]["id"], **failure})
         return
-    kept = socket.socket(fileno=keeper_fd)
-    supervised = supervisor.Supervisor(container, log, message, kept)
+    supervised = supervisor.Supervisor(task, log, message, kept)
     supervised.keep()
-    wire.send(channel, {"id": request[0]["id"], **supervisor.describe(container, running=False)})
+    supervised.answer_created(channel, request[0]["id"])
     supervised.run(channel)
 
 
-def adopt(
-    message: wire.Message,
-    keeper_fd: int,
-    pid: int,
-    state: wire.Message,
-    fds: Mapping[str, int],
-) -> None:
+def _adopt(adoption: wire.Message, fds: Mapping[str, int], kept: socket.socket) -> None:
     """Be the shim of a container that has lost its own; `fds` are what the spawner has kept."""
-    _become(message)
+    message, state = adoption["ward"], adoption["state"]
     log = LogFile(message["options"]["log_path"])
-    container = _load(message)
-    rests = keeper.restore(container, pid, fds)
-    container.timings = state["timings"]
-    container.warnings = [*state["warnings"], "its first shim was killed; another one adopted it"]
+    task = Task(handler_of(message), message, state, fds)
+    task.warnings.append("its first shim was killed; another one adopted it")
     running = bool(state["running"])
     if running:
-        _finish_start(container)
-    kept = socket.socket(fileno=keeper_fd)
-    supervised = supervisor.Supervisor(container, log, message, kept, running=running, rests=rests)
+        task.handler.finish_start(task)
+    rests = keeper.rests_of(fds)
+    supervised = supervisor.Supervisor(task, log, message, kept, running=running, rests=rests)
     supervised.keep()
     supervised.run(None)
 
 
-def _finish_start(container: oci.Container) -> None:
-    """Start the init if the killed shim had announced that, and had not come to do it."""
-    if container.sync is None:
-        return
-    try:
-        container.start()
-    except OSError:  # EPIPE: it has executed its program, which closed its end
-        container.sync.close()
-        container.sync = None
-        return
-    container.started()  # a failure ends the init, and its exit code tells
+def handler_of(request: wire.Message) -> Handler:
+    """Return the runtime handler of a request: an OCI binary, or else the embedded executor."""
+    runtime = request["options"]["runtime"]
+    return Embedded() if runtime is None else External(runtime["name"], runtime["path"])
 
 
 def raise_open_files() -> None:
@@ -91,17 +94,11 @@ def raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (_open_files[1], _open_files[1]))
 
 
-def _become(message: wire.Message) -> None:
+def _become() -> None:
     if _open_files is not None:  # what a container gets is the machine's setting, not ours
         resource.setrlimit(resource.RLIMIT_NOFILE, _open_files)
-    supervisor.identify(message["container"])
     supervisor.set_oom_score()
     syscalls.set_child_subreaper()
-
-
-def _load(message: wire.Message) -> oci.Container:
-    bundle = message["bundle"]
-    return oci.Container(bundle, oci.load(bundle), message["options"]["seccomp_cache"])
 
 
 def _open_log(path: str | None) -> LogFile:

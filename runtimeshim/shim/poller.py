@@ -8,6 +8,7 @@ from collections.abc import Callable
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 EDGE = select.EPOLLET
+PRIORITY = select.EPOLLPRI
 HANGUP = 0  # the kernel tells of EPOLLHUP and EPOLLERR unasked (man 2 epoll_ctl)
 
 Callback = Callable[[int], None]  # is given the events

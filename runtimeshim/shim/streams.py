@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 
 from runtimeshim.linux import syscalls
 from runtimeshim.oci import terminal
-from runtimeshim.oci.container import Streams
+from runtimeshim.oci.stdio import Streams
 from runtimeshim.shim.log import LineFormatter, LogFile, timestamp
 from runtimeshim.shim.poller import EDGE, HANGUP, READ, WRITE, Poller
 

@@ -15,17 +15,18 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from runtimeshim import exit_record, wire
 from runtimeshim.exit_record import ExitRecord
 from runtimeshim.linux import syscalls
-from runtimeshim.oci.container import Container
 from runtimeshim.oci.errors import StageError
-from runtimeshim.shim import execs, keeper
+from runtimeshim.shim import keeper
+from runtimeshim.shim.execs import Execs
 from runtimeshim.shim.log import LogFile
-from runtimeshim.shim.poller import READ, Poller
+from runtimeshim.shim.poller import EDGE, PRIORITY, READ, Poller
 from runtimeshim.shim.streams import Stdio
+from runtimeshim.shim.task import Task
 
 # How long output may flow after init's end: only from processes that outlive it, which are killed.
 DRAIN_SECONDS = 2.0
@@ -34,7 +35,8 @@ DRAIN_SECONDS = 2.0
 REAP_SECONDS = 5.0
 REAP_INTERVAL_SECONDS = 0.01
 
-Answer = tuple[wire.Message, list[int]]
+Answer = wire.Message | None
+Operation = Callable[[socket.socket, wire.Message, list[int]], Answer]
 
 
 class Supervisor:
@@ -46,7 +48,7 @@ class Supervisor:
 
     def __init__(
         self,
-        container: Container,
+        task: Task,
         log: LogFile,
         request: wire.Message,
         channel: socket.socket | None,
@@ -54,31 +56,33 @@ class Supervisor:
         running: bool = False,
         rests: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
-        self._bundle = container.bundle
-        self._container = container
+        self._bundle = task.bundle
+        self._task = task
         self._log = log
         self._poller = Poller()
         self._stdio = Stdio(
-            container.streams,
+            task.streams,
             log,
             once=bool(request["options"]["stdin_once"]),
             poller=self._poller,
             rests=rests or {},
         )
         self._keeper = keeper.Keeper(channel, request, self._poller)
-        if self._stdio.stdin is not None and container.streams.terminal is None:
+        if self._stdio.stdin is not None and task.streams.terminal is None:
             self._stdio.stdin.on_close = lambda: self._keeper.drop("stdin")
         self._clients: list[socket.socket] = []
-        self._execs: dict[int, execs.ExecProcess] = {}
-        self._next_exec = 0
+        self._execs = Execs(task, self._poller, self._send_to)
         self._starting: tuple[socket.socket, int] | None = None
         self._running = running
         self._adopted = rests is not None
         self._over = False
+        self._oom_kills = 0
+        self._oom = task.manager.watch_oom(task.cgroup_path)
         self._wakeup, wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wakeup_w, warn_on_full_buffer=False)
-        self._operations: dict[str, Callable[[socket.socket, wire.Message, list[int]], Answer]] = {
+        self._operations: dict[str, Operation] = {
+            "start": self._start,
             "state": self._state,
             "kill": self._kill,
             "exec": self._exec,
@@ -97,11 +101,14 @@ class Supervisor:
         if first is not None:
             self._add_client(first)
         if self._adopted:
-            self._poller.register(self._container.pidfd, READ, lambda _: self._on_pidfd())
+            self._poller.register(self._task.pidfd, READ, lambda _: self._on_pidfd())
+        if self._oom is not None:
+            events = READ if self._oom.eventfd else PRIORITY | EDGE
+            self._poller.register(self._oom.fd, events, lambda _: self._on_oom())
         self._reap()  # a child that died before SIGCHLD had its handler
         while not self._over:
             self._poller.turn(self._keeper.timeout())
-            self._keeper.retry(self._container, self._stdio.rests(), self._describe())
+            self._keeper.retry(self._task, self._stdio.rests, self._kept_state)
         self._poller.unregister(listener.fileno())
         listener.close()
         for client in list(self._clients):
@@ -111,7 +118,11 @@ class Supervisor:
 
     def keep(self) -> None:
         """Entrust the container's ends to the spawner, before anyone hears of the container."""
-        self._keeper.keep(self._container, self._stdio.rests(), self._describe())
+        self._keeper.keep(self._task, self._stdio.rests(), self._kept_state())
+
+    def answer_created(self, client: socket.socket, request: int) -> None:
+        """Tell the daemon that the container is there."""
+        wire.send(client, {"id": request, **self._describe()})
 
     def _on_connect(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
@@ -133,25 +144,26 @@ class Supervisor:
             self._drop(client)
             return
         message, fds = received
-        answer: wire.Message = {}
-        answer_fds: list[int] = []
+        answer: wire.Message | None = None
         try:
-            if message["op"] == "start":
-                answer = self._start(client, message)
-            else:
-                answer, answer_fds = self._operations[message["op"]](client, message, fds)
+            answer = self._operations[message["op"]](client, message, fds)
         except StageError as err:
             answer = {"error": err.message, "stage": err.stage, "kind": err.kind}
         except ProcessLookupError:
             answer = {"error": "process already finished", "kind": "finished"}
         except (OSError, ValueError, KeyError, TypeError) as err:
             answer = {"error": f"{message.get('op')}: {err}", "kind": "error"}
-        if answer:
-            self._send(client, {"id": message.get("id"), **answer}, answer_fds)
-        for fd in {*fds, *answer_fds}:
+        if answer is not None:  # else it comes when there is something to tell
+            self._send(client, {"id": message.get("id"), **answer})
+        for fd in fds:
             os.close(fd)
 
-    def _send(self, client: socket.socket, message: wire.Message, fds: list[int]) -> None:
+    def _send_to(self, client: socket.socket, message: wire.Message, fds: Sequence[int]) -> None:
+        """Send to a client that may have gone meanwhile."""
+        if client in self._clients:
+            self._send(client, message, fds)
+
+    def _send(self, client: socket.socket, message: wire.Message, fds: Sequence[int] = ()) -> None:
         try:
             wire.send(client, message, fds)
         except OSError:  # it hung up, or reads nothing: the container must not wait for it
@@ -164,83 +176,100 @@ class Supervisor:
             client.close()
 
     def _state(self, _: socket.socket, __: wire.Message, ___: list[int]) -> Answer:
-        return self._describe(), []
+        return self._describe()
+
+    def _kept_state(self) -> wire.Message:
+        """Return what another shim needs to go on, beside the fds."""
+        return {**self._task.describe(), "running": self._running}
 
     def _describe(self) -> wire.Message:
-        return describe(self._container, running=self._running, lost=self._log.lost_bytes)
+        """Return what a daemon wants to know of the container."""
+        return {
+            "protocol": wire.PROTOCOL,
+            "pid": self._task.pid,
+            "running": self._running,
+            "timings": self._task.timings,
+            "warnings": self._task.warnings,
+            "log_bytes_lost": self._log.lost_bytes,
+        }
 
-    def _start(self, client: socket.socket, message: wire.Message) -> wire.Message:
+    def _start(self, client: socket.socket, message: wire.Message, _: list[int]) -> Answer:
         """Begin the start; its answer is sent when execve has closed the socket, or failed."""
         if self._running or self._starting is not None:
             raise StageError("start", "the container is already started", "state")
         self._starting = (client, message["id"])
-        sync = self._container.sync
+        self._keeper.started()
+        self._task.handler.start(self._task)
+        sync = self._task.sync
         assert sync is not None
         self._poller.register(sync.fileno(), READ, lambda _: self._on_started(sync))
-        self._keeper.started()
-        self._container.start()
-        return {}
+        return None
 
     def _on_started(self, sync: socket.socket) -> None:
         assert self._starting is not None
         (client, request), self._starting = self._starting, None
         self._poller.unregister(sync.fileno())
-        failure = self._container.started()
+        failure = self._task.started()
         if failure is None:
             self._running = True
-            self._send(client, {"id": request, "ok": True}, [])
+            self._send(client, {"id": request, "ok": True})
         else:
             error = {"error": failure.message, "stage": failure.stage, "kind": failure.kind}
-            self._send(client, {"id": request, **error}, [])
+            self._send(client, {"id": request, **error})
 
-    def _kill(self, _: socket.socket, message: wire.Message, __: list[int]) -> Answer:
+    def _kill(self, client: socket.socket, message: wire.Message, _: list[int]) -> Answer:
         number = int(message["signal"])
         if message.get("everyone") and number == signal.SIGKILL:
-            self._container.manager.kill(self._container.cgroup_path)
+            self._task.manager.kill(self._task.cgroup_path)
         elif message.get("everyone"):
-            for pid in self._container.manager.pids(self._container.cgroup_path):
+            for pid in self._task.manager.pids(self._task.cgroup_path):
                 os.kill(pid, number)
         else:
-            # By pidfd: an adopted init is reaped by another, and its number may be given away.
-            signal.pidfd_send_signal(self._container.pidfd, number)
-        return {"ok": True}, []
+            sync = self._task.handler.kill(self._task, number)
+            if sync is not None:
+                self._await_kill(client, message["id"], sync)
+                return None
+        return {"ok": True}
+
+    def _await_kill(self, client: socket.socket, request: int, sync: socket.socket) -> None:
+        """Answer when the handler's binary has sent the signal, or has not."""
+
+        def done(_: int) -> None:
+            self._poller.unregister(sync.fileno())
+            with sync:
+                received = wire.receive(sync)
+            answer = {"ok": True} if received is None else received[0]
+            self._send_to(client, {"id": request, **answer}, [])
+
+        self._poller.register(sync.fileno(), READ, done)
 
     def _exec(self, client: socket.socket, message: wire.Message, fds: list[int]) -> Answer:
         if not self._running:
             raise StageError("exec", "container not running", "state")
-        self._next_exec += 1
-        started = execs.ExecProcess(self._next_exec, client)
-        stdio = (fds[0], fds[1], fds[2]) if len(fds) == 3 else None
-        given = execs.start(self._container, message["process"], stdio, started)
-        self._execs[started.pid] = started
-        return {"exec": started.name, "pid": started.pid}, given
-
-    def _find_exec(self, message: wire.Message) -> execs.ExecProcess:
-        for started in self._execs.values():
-            if started.name == message["exec"]:
-                return started
-        raise ProcessLookupError
+        self._execs.start(client, message, fds)
+        return None
 
     def _exec_kill(self, _: socket.socket, message: wire.Message, __: list[int]) -> Answer:
-        self._find_exec(message).kill(int(message["signal"]))
-        return {"ok": True}, []
+        self._execs.find(message["exec"]).kill(int(message["signal"]), self._task)
+        return {"ok": True}
 
     def _exec_resize(self, _: socket.socket, message: wire.Message, __: list[int]) -> Answer:
-        self._find_exec(message).resize(int(message["width"]), int(message["height"]))
-        return {"ok": True}, []
+        width, height = int(message["width"]), int(message["height"])
+        self._execs.find(message["exec"]).resize(width, height)
+        return {"ok": True}
 
     def _attach(self, _: socket.socket, message: wire.Message, fds: list[int]) -> Answer:
         for name, fd in zip(message["streams"], list(fds), strict=True):
             self._stdio.attach(name, os.dup(fd))
-        return {"ok": True}, []
+        return {"ok": True}
 
     def _resize(self, _: socket.socket, message: wire.Message, __: list[int]) -> Answer:
         self._stdio.resize(int(message["width"]), int(message["height"]))
-        return {"ok": True}, []
+        return {"ok": True}
 
     def _reopen_log(self, _: socket.socket, __: wire.Message, ___: list[int]) -> Answer:
         self._log.reopen()
-        return {"ok": True}, []
+        return {"ok": True}
 
     def _on_sigchld(self) -> None:
         try:
@@ -259,21 +288,21 @@ class Supervisor:
                 break
             if pid == 0:
                 break
-            if pid == self._container.pid:
+            if pid == self._task.pid:
                 ended = status
-            elif pid in self._execs:
-                self._on_exec_exit(self._execs.pop(pid), status)
+            else:
+                self._execs.exited(pid, exit_code(status))
         if ended is not None:
             self._on_exit(ended)
 
     def _on_pidfd(self) -> None:
         """Learn how an adopted init ended: from the spawner that reaped it, or from the kernel."""
-        self._poller.unregister(self._container.pidfd)
+        self._poller.unregister(self._task.pidfd)
         deadline = time.monotonic() + REAP_SECONDS
         while time.monotonic() < deadline:
             status = self._keeper.exit_status
             if status is None:
-                status = keeper.exit_status(self._container.pidfd)
+                status = keeper.exit_status(self._task.pidfd)
             if status is not None:
                 self._on_exit(status)
                 return
@@ -283,26 +312,35 @@ class Supervisor:
         self._stdio.finish(0)
         self._over = True
 
-    def _on_exec_exit(self, started: execs.ExecProcess, status: int) -> None:
-        started.close()
-        event = {"event": "exec-exit", "exec": started.name, "code": exit_code(status)}
-        if started.client in self._clients:
-            self._send(started.client, event, [])
+    def _on_oom(self) -> None:
+        """Tell the daemons if it was the OOM killer: the end of the cgroup notifies too."""
+        assert self._oom is not None
+        try:
+            self._oom.clear()
+        except OSError:  # ENODEV: the cgroup has gone
+            self._poller.unregister(self._oom.fd)
+            return
+        kills = self._task.manager.oom_kills(self._task.cgroup_path)
+        if kills > self._oom_kills:
+            self._oom_kills = kills
+            for client in list(self._clients):
+                self._send(client, {"event": "oom", "kills": kills})
 
     def _on_exit(self, status: int) -> None:
         finished = time.time_ns()
-        if self._starting is not None and self._container.sync is not None:
-            self._on_started(self._container.sync)
-        container = self._container
-        oom_killed = container.manager.oom_kills(container.cgroup_path) > 0
-        container.manager.kill(container.cgroup_path)
+        if self._starting is not None and self._task.sync is not None:
+            self._on_started(self._task.sync)
+        task = self._task
+        # Once more: the exit may have come before the notification.
+        oom_killed = max(self._oom_kills, task.manager.oom_kills(task.cgroup_path)) > 0
+        task.manager.kill(task.cgroup_path)
         self._stdio.finish(DRAIN_SECONDS)
         self._reap_rest()
         try:
-            container.manager.delete(container.cgroup_path)
+            task.manager.delete(task.cgroup_path)
         except OSError as err:  # a stray directory is less than a lost exit code
-            os.write(2, f"{container.bundle}: {err}\n".encode())  # RUN/spawner.log
-        for warning in container.run_poststop():
+            os.write(2, f"{task.bundle}: {err}\n".encode())  # RUN/spawner.log
+        for warning in task.handler.finish(task):
             os.write(2, f"{warning}\n".encode())  # RUN/spawner.log
         record = ExitRecord(exit_code(status), finished, oom_killed)
         exit_record.write(self._bundle, record)
@@ -310,7 +348,7 @@ class Supervisor:
         os.unlink(f"{self._bundle}/shim.sock")
         event = {"event": "exit", "record": exit_record.to_json(record)}
         for client in list(self._clients):
-            self._send(client, event, [])
+            self._send(client, event)
         self._over = True
 
     def _reap_rest(self) -> None:
@@ -323,20 +361,8 @@ class Supervisor:
                 return
             if pid == 0:
                 time.sleep(0.001)
-            elif pid in self._execs:
-                self._on_exec_exit(self._execs.pop(pid), status)
-
-
-def describe(container: Container, *, running: bool, lost: int = 0) -> wire.Message:
-    """Return what a daemon wants to know of a container."""
-    return {
-        "protocol": wire.PROTOCOL,
-        "pid": container.pid,
-        "running": running,
-        "timings": container.timings,
-        "warnings": container.warnings,
-        "log_bytes_lost": lost,
-    }
+            else:
+                self._execs.exited(pid, exit_code(status))
 
 
 def exit_code(status: int) -> int:

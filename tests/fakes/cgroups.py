@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from runtimeshim.linux.cgroups import CgroupManager
+from runtimeshim.linux.cgroups import CgroupManager, OomWatch
 
 
 class FakeCgroups(CgroupManager):
@@ -24,6 +24,15 @@ class FakeCgroups(CgroupManager):
         raise NotImplementedError
 
     def join(self, path: str, pid: int) -> None:
+        raise NotImplementedError
+
+    def join_own(self, path: str, name: str, init: int) -> str:
+        raise NotImplementedError
+
+    def watch_oom(self, path: str) -> OomWatch | None:
+        raise NotImplementedError
+
+    def remove_empty(self, path: str) -> bool:
         raise NotImplementedError
 
     def pids(self, path: str) -> list[int]:

@@ -290,7 +290,10 @@ class Daemon:
                 wait_for(lambda: not leaks.descendants(spawner), "the shims", leaks.SETTLE_SECONDS)
             left.update(leaks.descendants(spawner))
             _end_process(spawner, signal.SIGTERM, signal.SIGKILL)
-        left.update(leaks.named_processes(f"/{self.name}-") - {os.getpid()})
+        named = f"/{self.name}-"
+        with contextlib.suppress(AssertionError):  # named below
+            wait_for(lambda: not leaks.named_processes(named) & leaks.standing_by(), "their end")
+        left.update(leaks.named_processes(named) - {os.getpid()})
         names = [leaks.command(leaks.PROC / str(pid)) for pid in sorted(left)]
         for pid in left:
             _end_process(pid, signal.SIGKILL)

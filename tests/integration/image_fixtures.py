@@ -68,6 +68,7 @@ class Images:
 
     async def remove(self, name: str) -> None:
         await self.service.remove_image(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)))
+        await self.service.settle()
 
     async def listed(self, name: str = "") -> list[cri.Image]:
         request = cri.ListImagesRequest(filter=cri.ImageFilter(image=cri.ImageSpec(image=name)))

@@ -133,9 +133,18 @@ def named_processes(name: str) -> set[int]:
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """The processes below `pid`: pid -> start time and command line."""
+    """The processes below `pid`: pid -> start time and command line. Not `standing_by`."""
     table = process_table()
-    return {other: table[other][1] for other in below({pid}, table) - {pid}}
+    return {other: table[other][1] for other in below({pid}, table) - {pid} - standing_by()}
+
+
+def standing_by() -> set[int]:
+    """The processes of spawners that are there without a container: they end with their spawner."""
+    return {
+        int(directory.name)
+        for directory in PROC.iterdir()
+        if directory.name.isdigit() and read(directory / "comm").strip() == "shim-template"
+    }
 
 
 ProcessTable = dict[int, tuple[int, str]]  # pid -> parent, and what a person knows it by

@@ -138,7 +138,8 @@ class Pods:
         directories = (daemon.run_dir / "containers", daemon.run_dir / "sandboxes")
         cgroups = leaks.directories_below(leaks.CGROUPS)
         ports = Path("/sys/class/net", daemon.bridge, "brif")
-        processes = leaks.named_processes(private) - {daemon.pid, daemon.spawner_pid()}
+        known = {daemon.pid, daemon.spawner_pid()} | leaks.standing_by()
+        processes = leaks.named_processes(private) - known
         return [
             *leaks.files([*directories, daemon.root / "containers"]),
             *(mount for mount in leaks.mounts() if private in mount),
@@ -152,7 +153,8 @@ class Pods:
         try:
             wait_for(lambda: set(self.remains()) <= set(expected), "what was removed to be gone")
         except AssertionError:
-            assert sorted(set(self.remains()) - set(expected)) == []
+            left = sorted(set(self.remains()) - set(expected))
+            assert left == [], f"left behind: {left}"
 
     def log(self, container: str) -> list[str]:
         """The lines of the container's log as CRI has them: time, stream, tag, text."""

@@ -14,7 +14,7 @@ import pytest
 from api.cri import api_pb2 as cri
 from runtimeshim.linux import selinux
 from tests.integration.daemon import RPC_SECONDS, Daemon
-from tests.integration.pods import Pods, refused
+from tests.integration.pods import IMAGE, Pods, refused
 from tests.integration.registry import Registry
 
 SLEEP = ("sleep", "3600")
@@ -417,6 +417,37 @@ def test_a_log_path_and_its_absence(pods: Pods, pod: str) -> None:
     pods.exited(container)
     assert pods.status(container).log_path.endswith("/deep/er/x.log")
     assert pods.output(container) == ["hello"]
+
+
+def test_the_log_directory_of_the_request(pods: Pods, pod: str) -> None:
+    """The kubelet sends the pod's config with each container: its log directory counts."""
+    directory = pods.daemon.home / "logs-of-the-request"
+    config = cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name="elsewhere"),
+        image=cri.ImageSpec(image=IMAGE),
+        command=["true"],
+        log_path="x.log",
+        linux=security(),
+    )
+    request = cri.CreateContainerRequest(
+        pod_sandbox_id=pod,
+        config=config,
+        sandbox_config=cri.PodSandboxConfig(log_directory=str(directory)),
+    )
+    answer = pods.daemon.runtime.CreateContainer(request, timeout=RPC_SECONDS)
+    assert pods.status(answer.container_id).log_path == f"{directory}/x.log"
+
+
+def test_a_part_of_an_image_as_a_volume(pods: Pods, pod: str) -> None:
+    mount = cri.Mount(
+        container_path="/v",
+        image=cri.ImageSpec(image=IMAGE),
+        image_sub_path="etc",
+        readonly=True,
+    )
+    container = pods.run(pod, *SLEEP, mounts=[mount])
+    assert "root" in text(pods, container, "cat", "/v/passwd")
+    assert pods.exec(container, "touch", "/v/x").exit_code != 0
 
 
 def test_runtime_handlers_and_features_are_told(pods: Pods) -> None:

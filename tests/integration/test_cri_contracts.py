@@ -195,6 +195,25 @@ def test_a_failed_image_volume_has_the_prefix_that_the_kubelet_knows(pods: Pods,
     assert said.startswith("ImageVolumeMountFailed")
 
 
+def test_another_attempt_is_another_object(pods: Pods) -> None:
+    config = pods.config()
+    first = pods.run_pod(config)
+    refused("ALREADY_EXISTS", pods.run_pod, config)
+    config.metadata.attempt = 1
+    second = pods.run_pod(config)
+    assert pods.pod_status(second).metadata.attempt == 1
+
+    def create(attempt: int) -> str:
+        metadata = cri.ContainerMetadata(name="c", attempt=attempt)
+        return pods.create(first, *SLEEP, metadata=metadata)
+
+    container = create(0)
+    refused("ALREADY_EXISTS", create, 0)
+    assert create(1) != container
+    for pod in (first, second):
+        pods.remove_pod(pod)
+
+
 # ---- required values ----
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,3 +159,29 @@ def test_only_running_containers(pods: Pods) -> None:
     pods.exited(created)
     assert "EXITED" in refused("FAILED_PRECONDITION", pods.exec, created, "true")
     pods.remove_pod(pod)
+
+
+def test_an_exec_while_the_shim_is_replaced_is_unavailable(pods: Pods, container: str) -> None:
+    pid = json.loads(pods.verbose_status(container).info["info"])["pid"]
+    spawner = pods.daemon.spawner_pid()
+    os.kill(spawner, signal.SIGSTOP)  # it would fork the next one in a moment
+    try:
+        os.kill(parent(pid), signal.SIGKILL)
+        refused("UNAVAILABLE", pods.exec, container, "true")
+    finally:
+        os.kill(spawner, signal.SIGCONT)
+    wait_for(lambda: answers(pods, container), "another shim")
+    assert pods.exec(container, "echo", "again").stdout == b"again\n"
+
+
+def parent(pid: int) -> int:
+    (line,) = (n for n in Path(f"/proc/{pid}/status").read_text().splitlines() if "PPid" in n)
+    return int(line.split()[1])
+
+
+def answers(pods: Pods, container: str) -> bool:
+    try:
+        return pods.exec(container, "true").exit_code == 0
+    except grpc.RpcError as err:
+        assert err.code().name == "UNAVAILABLE", err
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,6 +191,25 @@ def test_a_pod_with_a_cgroup_of_its_own_is_resized(pods: Pods, pod: str) -> None
     assert cgroup(pod, "", "cpu", "cpu.shares") == "700"
 
 
+def test_the_overhead_is_recorded(pods: Pods) -> None:
+    config = pods.config()
+    config.linux.overhead.memory_limit_in_bytes = 5 * MIB
+    pod = pods.run_pod(config)
+
+    def recorded() -> dict[str, str]:
+        request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
+        answer = pods.daemon.runtime.PodSandboxStatus(request, timeout=RPC_SECONDS)
+        overhead: dict[str, str] = json.loads(answer.info["info"])["config"]["linux"]["overhead"]
+        return overhead
+
+    assert recorded() == {"memory_limit_in_bytes": str(5 * MIB)}
+    overhead = cri.LinuxContainerResources(cpu_shares=7)
+    request = cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, overhead=overhead)
+    pods.daemon.runtime.UpdatePodSandboxResources(request, timeout=RPC_SECONDS)
+    assert recorded() == {"memory_limit_in_bytes": str(5 * MIB), "cpu_shares": "7"}
+    pods.remove_pod(pod)
+
+
 def test_the_cgroup_of_the_kubelet_is_left_alone(pods: Pods) -> None:
     name = f"{pods.daemon.name}-kubelet"
     parent = CGROUPS / "cpu" / name
@@ -216,3 +236,18 @@ def test_bad_requests_for_pods(pods: Pods, pod: str) -> None:
     request = cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod)
     call = pods.daemon.runtime.UpdatePodSandboxResources
     refused("INVALID_ARGUMENT", call, request, timeout=RPC_SECONDS)
+
+
+def test_the_nodes_pod_cidr_is_for_the_built_in_network(daemon: Daemon) -> None:
+    daemon.config.write_text(f'[network]\nbridge = "{daemon.bridge}"\n')
+    daemon.restart()
+    pods = Pods(daemon)
+    for cidr in ("", daemon.subnet):
+        network = cri.NetworkConfig(pod_cidr=cidr)
+        request = cri.UpdateRuntimeConfigRequest(
+            runtime_config=cri.RuntimeConfig(network_config=network)
+        )
+        daemon.runtime.UpdateRuntimeConfig(request, timeout=RPC_SECONDS)
+    pod = pods.run_pod(pods.config(linux=cri.LinuxPodSandboxConfig()))
+    assert pods.pod_status(pod).network.ip.startswith(daemon.subnet.rsplit(".", 1)[0])
+    pods.remove_pod(pod)

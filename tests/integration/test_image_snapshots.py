@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from api.errors import InvalidArgumentError
+from imageservice.snapshots import Usage
 from runtimeshim.client import Rootfs
 from runtimeshim.linux import mounts
 from tests.integration import images
@@ -183,3 +184,33 @@ async def test_an_image_of_many_layers_is_usable(service: Images, registry: Regi
     assert (await service.service.user_database(image)).passwd == b"last"
     await service.remove(image.id)
     assert service.left() == []
+
+
+# -- usage ------------------------------------------------------------------------------------
+
+
+async def test_the_usage_of_all_containers_is_summed_up_and_kept(
+    service: Images, registry: Registry
+) -> None:
+    image = await service.pull_of(registry, "usage", images.busybox())
+    roots = [await service.service.prepare_rootfs(image, f"c{n}") for n in range(3)]
+    for number, rootfs in enumerate(roots):
+        (Path(rootfs.upperdir) / "file").write_bytes(bytes(10_000 * (number + 1)))
+    total = await service.service._snapshots.total_usage()
+    usages = [await service.service.writable_usage(f"c{n}") for n in range(3)]
+    assert total == (sum(u.used_bytes for u in usages), 3)
+    assert [u.used_bytes for u in usages] == [12288, 20480, 32768]
+    (Path(roots[0].upperdir) / "more").touch()
+    assert await service.service.writable_usage("c0") == usages[0]  # of the last 10 s
+    await service.service.remove_rootfs("c0")
+    assert (await service.service._snapshots.total_usage())[1] == 2
+    assert (await service.service.writable_usage("c0")).inodes == 0
+
+
+def test_a_figure_that_took_long_is_kept_for_long() -> None:
+    quick, slow = Usage(1, 1, 0, duration=1), Usage(1, 1, 0, duration=10**10)
+    assert not quick.is_stale(9 * 10**9)
+    assert quick.is_stale(11 * 10**9)
+    assert not slow.is_stale(190 * 10**9)
+    assert slow.is_stale(210 * 10**9)
+    assert quick.is_stale(-1)  # the clock was set back

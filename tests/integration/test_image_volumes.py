@@ -137,6 +137,30 @@ def test_a_volume_survives_the_removal_of_its_image(
         pull_volume(pods.daemon, registry)
 
 
+def test_a_volume_in_a_user_namespace_keeps_the_images_owners(pods: Pods) -> None:
+    before = pods.remains()
+    mapping = cri.IDMapping(host_id=1_000_000, container_id=0, length=65536)
+    user = cri.UserNamespace(mode=cri.POD, uids=[mapping], gids=[mapping])
+    options = cri.NamespaceOption(network=cri.NODE, pid=cri.CONTAINER, userns_options=user)
+    sandbox = cri.LinuxSandboxSecurityContext(namespace_options=options)
+    config = pods.config(linux=cri.LinuxPodSandboxConfig(security_context=sandbox))
+    pod = pods.run_pod(config)
+    context = cri.LinuxContainerSecurityContext(namespace_options=options)
+    mapped = mount(image_sub_path="models/a", uidMappings=[mapping], gidMappings=[mapping])
+    container = pods.run(
+        pod,
+        *("sh", "-c", "stat -c %u:%g /volume/weights; cat /volume/weights /proc/self/uid_map"),
+        mounts=[mapped],
+        linux=cri.LinuxContainerConfig(security_context=context),
+    )
+    assert pods.exited(container).exit_code == 0, pods.output(container)
+    owner, content = pods.output(container)
+    assert owner == "0:0"
+    assert content.split() == ["w", "0", "1000000", "65536"]
+    pods.remove_pod(pod)
+    pods.assert_remains(before)
+
+
 def test_volumes_leave_nothing(pods: Pods) -> None:
     before = pods.remains()
     pod = pods.run_pod()

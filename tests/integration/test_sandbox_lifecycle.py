@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from api.cri import api_pb2 as cri
-from api.errors import InternalError, InvalidArgumentError, UnimplementedError
+from api.errors import InternalError, InvalidArgumentError
 from podsandbox.lifecycle import SandboxRuntime
 from tests.integration.leaks import snapshot
 from tests.integration.sandboxes import World, inside, new_world, pod_config, run, start
@@ -106,11 +106,12 @@ async def test_sysctls_are_the_pods_alone(world: World) -> None:
             "kernel.shmmax": "123456",
             "kernel/msgmax": "4321",
             "fs.mqueue.msg_max": "12",
+            "kernel.domainname": "example.org",
         }
     )
     host = {
         name: run("busybox", "sysctl", "-n", name)
-        for name in ("kernel.shmmax", "fs.mqueue.msg_max")
+        for name in ("kernel.shmmax", "fs.mqueue.msg_max", "kernel.domainname")
     }
     runtime = world.runtime(await world.create(config))
     assert (
@@ -120,6 +121,7 @@ async def test_sysctls_are_the_pods_alone(world: World) -> None:
     assert entering(runtime, "busybox", "sysctl", "-n", "kernel.shmmax") == "123456"
     assert entering(runtime, "busybox", "sysctl", "-n", "kernel.msgmax") == "4321"
     assert entering(runtime, "busybox", "sysctl", "-n", "fs.mqueue.msg_max") == "12"
+    assert entering(runtime, "busybox", "sysctl", "-n", "kernel.domainname") == "example.org"
     assert (
         entering(runtime, "busybox", "sysctl", "-n", "net.ipv4.ip_unprivileged_port_start") == "0"
     )
@@ -153,7 +155,7 @@ async def test_a_bad_sysctl_is_refused_and_nothing_is_left(
 async def test_what_is_not_supported_is_said(world: World) -> None:
     config = pod_config()
     config.linux.cgroup_parent = "kubepods-pod1.slice"
-    with pytest.raises(UnimplementedError, match="systemd"):
+    with pytest.raises(InvalidArgumentError, match="systemd slice"):
         await world.create(config)
 
 
@@ -190,6 +192,7 @@ async def test_a_worker_that_fails_late_undoes_its_own_part(world: World) -> Non
         "hostname": "",
         "sysctls": {},
         "shm_size": 1 << 20,
+        "mount_label": "",
         "init_cgroup": None,
         "user": None,
     }

@@ -83,6 +83,14 @@ def test_flags_override_everything(tmp_path, capsys):
         ("listen = 'tcp://0.0.0.0:1'\n", 1, "unix:///PATH"),
         (f"listen = 'unix:///{'x' * 107}'\n", 1, "at most 107 bytes"),
         ("cgroup_driver = 'docker'\n", 1, "one of cgroupfs"),
+        ("runtimes = 1\n", 1, "runtimes must be tables"),
+        ("[runtimes]\nrunc = '/bin/sh'\n", 1, "runtimes.runc must be a table"),
+        ("[runtimes.Run_C]\npath = '/bin/sh'\n", 1, "must be a DNS label"),
+        ("\n[runtimes.runc]\n", 2, "[runtimes.runc] needs 'path'"),
+        ("[runtimes.runc]\nbinary = '/bin/sh'\npath = '/bin/sh'\n", 2, "unknown key"),
+        ("[runtimes.runc]\npath = 'runc'\n", 2, "must be an absolute path"),
+        ("[runtimes.runc]\npath = '/none'\n", 2, "a program that can be executed"),
+        ("[runtimes.runc]\npath = '/etc/passwd'\n", 2, "a program that can be executed"),
     ],
 )
 def test_a_mistake_is_named_with_file_line_and_what_was_expected(tmp_path, text, line, said):
@@ -99,6 +107,22 @@ def test_a_mistake_in_a_drop_in_names_the_drop_in(tmp_path):
     drop_in = write(tmp_path / "config.d" / "a.toml", "\nrootx = 1\n")
     with pytest.raises(ConfigError, match=rf"^{drop_in}:2: unknown key 'rootx'"):
         load(file)
+
+
+def test_runtime_handlers_are_tables_by_their_names(tmp_path, capsys):
+    text = "[runtimes.runc]\npath = '/bin/sh'\n[runtimes.other]\npath = '/bin/cat'\n"
+    file = write(tmp_path / "config.toml", text)
+    settings = load(file)
+    assert settings.handlers == ("runtimeshim", "other", "runc")
+    assert settings.runtimes["runc"].path == Path("/bin/sh")
+    assert config.main(["dump", "--config", str(file)]) == 0
+    assert load(write(tmp_path / "dumped.toml", capsys.readouterr().out)) == settings
+
+
+def test_a_runtime_handler_cannot_have_the_embedded_ones_name(tmp_path):
+    text = "[runtimes.runtimeshim]\npath = '/bin/sh'\n"
+    with pytest.raises(ConfigError, match=r"\[runtimes.runtimeshim\]: the name is that of"):
+        load(write(tmp_path / "config.toml", text))
 
 
 def test_a_file_that_is_not_toml_is_refused_with_its_line(tmp_path):

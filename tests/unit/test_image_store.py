@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from imageservice.manifest import Descriptor, ImageConfig
+from imageservice.pinning import Pins, is_patterns
 from imageservice.store import Garbage, Image, ImageStore, Layer
 
 
@@ -185,3 +187,66 @@ def test_a_failed_commit_leaves_nothing(store: ImageStore, database: sqlite3.Con
     assert database.execute("SELECT count(*) FROM images").fetchone() == (0,)
     with pytest.raises(NotFoundError):
         store.resolve("a")
+
+
+def test_pinned_images_are_told_by_their_names(database: sqlite3.Connection) -> None:
+    patterns = ("busybox", "registry.test/pause*", "*infra*", "not a name at all")
+    store = ImageStore(database, Pins(patterns))
+    names = {
+        "a": ("docker.io/library/busybox:latest", True),
+        "b": ("docker.io/library/busybox:2", False),
+        "c": ("registry.test/pause:3.10", True),
+        "d": ("registry.test/team/infra/x:1", True),
+        "e": ("other.test/pause:1", False),
+    }
+    for text, (name, pinned) in names.items():
+        image = add_image(store, text, (), name)
+        assert store.resolve(name).pinned is pinned, name
+        again = ImageStore(database, Pins(patterns)).get(image.id)
+        assert again is not None and again.pinned is pinned
+    image = store.resolve("docker.io/library/busybox:latest")
+    store.add_names(store.resolve("other.test/pause:1").id, {image.repo_tags[0]: image.id})
+    assert not store.resolve(image.id).pinned  # its name is another's now
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "**", "a*b", "*a", "a**", "a\nb"])
+def test_what_is_no_pattern_is_refused(pattern: str) -> None:
+    assert not is_patterns([pattern])
+    assert is_patterns(["a", "a*", "*a*"])
+
+
+def test_a_damaged_layer_is_missing_until_it_is_made_again(store: ImageStore) -> None:
+    image = add_image(store, "a", (BASE, TOP), "a.test/a:1")
+    top = image.layers[-1]
+    layer = store.layer(top)
+    assert layer is not None
+    store.add_snapshot("c1", image)
+    store.health.mark(top, "because")
+    assert not store.has_layer(top)
+    assert not store.health.is_whole(image.layers)
+    store.commit_layer(replace(layer, number=77))
+    assert store.has_layer(top)
+    assert store.layer_numbers() >= {77, layer.number}
+    assert store.collect_orphans(0).layers == ()  # the container may have the old one mounted
+    assert store.remove_snapshot("c1").layers == (layer.number,)
+    assert set(store.remove_image(image).layers) == {1, 77}
+
+
+def test_a_view_holds_its_layers(store: ImageStore) -> None:
+    image = add_image(store, "a", (BASE,), "a.test/a:1")
+    store.add_view("mount:/x", image)
+    assert store.users_of(image.id) == ["mount:/x"]
+    assert store.remove_image(image).layers == ()
+    assert store.remove_views("mount:/x").layers == (1,)
+
+
+def test_a_question_about_500_images_is_cheap(database: sqlite3.Connection) -> None:
+    """The kubelet asks every 10 s: no step of it looks at each layer in Python."""
+    store = ImageStore(database)
+    for number in range(500):
+        add_image(store, str(number), (f"sha256:{number:064x}",))
+    statements: list[str] = []
+    database.set_trace_callback(statements.append)
+    assert store.usage()[1] >= 500
+    database.set_trace_callback(None)
+    assert len(statements) == 2

@@ -47,6 +47,8 @@ def test_the_hosts_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         os.umask(umask)
     assert Path(files["hosts"]).read_text() == "10.0.0.1 host\n"
     assert Path(files["resolv.conf"]).read_text() == "nameserver 10.9.9.9\n"
+    empty = write_etc_files(tmp_path, cri.PodSandboxConfig(dns_config=cri.DNSConfig()))
+    assert Path(empty["resolv.conf"]).read_text() == "nameserver 10.9.9.9\n"
     assert Path(files["hostname"]).read_text() == socket.gethostname() + "\n"
     assert {os.stat(path).st_mode & 0o777 for path in files.values()} == {0o644}
 

@@ -6,7 +6,8 @@ import pytest
 
 from api.cri import api_pb2 as cri
 from api.errors import InvalidArgumentError
-from podsandbox.plan import cgroup_path, oci_resources, plan_sandbox
+from podsandbox.cgroup_names import cgroup_path
+from podsandbox.plan import SandboxHost, oci_resources, plan_sandbox
 
 
 def config(**options: int) -> cri.PodSandboxConfig:
@@ -140,3 +141,74 @@ def test_resources_that_are_not_given_are_not_written() -> None:
         "hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}],
         "unified": {"memory.high": "1"},
     }
+
+
+def test_the_overhead_comes_on_top_of_each_limit_that_there_is() -> None:
+    overhead = cri.LinuxContainerResources(
+        cpu_shares=10, cpu_quota=5000, cpu_period=50000, memory_limit_in_bytes=1 << 20
+    )
+    given = cri.LinuxContainerResources(
+        cpu_shares=100, cpu_quota=20000, cpu_period=100000, memory_limit_in_bytes=1 << 26
+    )
+    assert oci_resources(given, overhead) == {
+        "cpu": {"shares": 110, "quota": 30000, "period": 100000},
+        "memory": {"limit": (1 << 26) + (1 << 20)},
+    }
+    assert oci_resources(cri.LinuxContainerResources(cpu_quota=-1), overhead) == {
+        "cpu": {"quota": -1}
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        (
+            "kubepods-burstable-pod1_2.slice",
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice",
+        ),
+        ("/kubepods.slice/kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"),
+        ("user.slice", "/user.slice"),
+        ("-.slice", "/"),
+    ],
+)
+def test_a_slice_is_below_the_slices_that_its_name_is_made_of(given: str, path: str) -> None:
+    assert cgroup_path(given, "systemd") == path
+
+
+@pytest.mark.parametrize("given", [".slice", "a--b.slice", "-a.slice", "a-.slice", "a\0.slice"])
+def test_a_slice_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="slice"):
+        cgroup_path(given, "systemd")
+
+
+@pytest.mark.parametrize(
+    ("driver", "given"), [("systemd", "/kubepods/pod1"), ("cgroupfs", "kubepods-pod1.slice")]
+)
+def test_the_kubelets_driver_must_be_ours(driver: str, given: str) -> None:
+    made = config()
+    made.linux.cgroup_parent = given
+    with pytest.raises(InvalidArgumentError, match=f"the cgroup driver is {driver}"):
+        plan_sandbox("abc", made, SandboxHost(cgroup_driver=driver))
+
+
+def test_the_files_have_the_pods_selinux_level() -> None:
+    made = config()
+    assert plan_sandbox("abc", made).mount_label == ""  # without SELinux
+    host = SandboxHost(selinux=True)
+    label = "system_u:object_r:container_file_t"
+    assert plan_sandbox("abc", made, host).mount_label == f"{label}:s0"
+    made.linux.security_context.selinux_options.level = "s0:c1,c2"
+    assert plan_sandbox("abc", made, host).mount_label == f"{label}:s0:c1,c2"
+    made.linux.security_context.selinux_options.level = 's0",uid=0,"'
+    plan_sandbox("abc", made)
+    with pytest.raises(InvalidArgumentError, match="is not a level"):
+        plan_sandbox("abc", made, host)
+
+
+def test_a_group_needs_a_user() -> None:
+    made = config()
+    made.linux.security_context.run_as_group.value = 5
+    with pytest.raises(InvalidArgumentError, match="run_as_group without run_as_user"):
+        plan_sandbox("abc", made)
+    made.linux.security_context.run_as_user.value = 5
+    plan_sandbox("abc", made)

@@ -77,3 +77,13 @@ def test_the_defaults_hold_where_the_pod_says_nothing() -> None:
     assert sysctls_for({}, ALL) == {PORTS: "0", PING: "0 2147483647"}
     assert sysctls_for({"net.ipv4.ip_unprivileged_port_start": "80"}, ALL)[PORTS] == "80"
     assert sysctls_for({}, ("ipc",)) == {}
+
+
+def test_the_domain_name_is_of_the_uts_namespace() -> None:
+    assert sysctls_for({"kernel.domainname": "x"}, ("uts",)) == {"kernel/domainname": "x"}
+    with pytest.raises(InvalidArgumentError, match="host's uts namespace"):
+        sysctls_for({"kernel.domainname": "x"}, ("net", "ipc"))
+
+
+def test_a_user_namespace_lacks_the_groups_of_the_default() -> None:
+    assert sysctls_for({}, ALL, all_ids=False) == {PORTS: "0"}

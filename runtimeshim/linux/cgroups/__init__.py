@@ -5,14 +5,27 @@ from __future__ import annotations
 import errno
 import os
 
-from runtimeshim.linux.cgroups.base import CgroupManager
+from runtimeshim.linux.cgroups.base import CgroupManager, OomWatch
 from runtimeshim.linux.cgroups.files import PROCS, CgroupError
 from runtimeshim.linux.cgroups.v1 import Hierarchy, V1Manager
 from runtimeshim.linux.cgroups.v2 import V2Manager
 
-__all__ = ["CgroupError", "CgroupManager", "manager"]
+__all__ = ["CgroupError", "CgroupManager", "OomWatch", "hierarchy", "manager"]
 
 ROOT = "/sys/fs/cgroup"
+
+# Where systemd mounts the version 2 hierarchy of a hybrid machine.
+UNIFIED = "unified"
+
+_hierarchy: CgroupManager | None = None
+
+
+def hierarchy() -> CgroupManager:
+    """Return this machine's cgroups, looked for once: forks inherit the answer."""
+    global _hierarchy
+    if _hierarchy is None:
+        _hierarchy = manager()
+    return _hierarchy
 
 
 def manager(root: str = ROOT) -> CgroupManager:
@@ -26,7 +39,8 @@ def manager(root: str = ROOT) -> CgroupManager:
     hierarchies, links = _v1_hierarchies(root)
     if not hierarchies:
         raise CgroupError(errno.ENODEV, "no cgroup hierarchy is mounted", root)
-    return V1Manager(hierarchies, links)
+    unified = f"{root}/{UNIFIED}"
+    return V1Manager(hierarchies, links, unified if os.path.isdir(unified) else None)
 
 
 def _v1_hierarchies(root: str) -> tuple[list[Hierarchy], list[tuple[str, str]]]:

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class OomWatch(NamedTuple):
+    """A file that tells when the OOM killer may have come, for poll(2)."""
+
+    fd: int  # the caller's to close
+    eventfd: bool  # readable then, and to be read; else it has an exceptional condition
+
+    def clear(self) -> None:
+        """Take the notification, so that the next one is seen."""
+        if self.eventfd:
+            os.eventfd_read(self.fd)
+        else:
+            os.pread(self.fd, 4096, 0)
 
 
 class CgroupManager(ABC):
@@ -34,6 +50,19 @@ class CgroupManager(ABC):
         """Move a process with its threads into the cgroup; 0 is the caller."""
 
     @abstractmethod
+    def join_own(self, path: str, name: str, init: int) -> str:
+        """Move the caller into the cgroup, to be killed apart from the others that are in it.
+
+        Where the kernel lets it, that is a child `name`, without limits of its own; returns its
+        path, "" for none. `init` is a process of the cgroup, whose own is taken where version 2
+        admits no process to `path` since its cgroups below have controllers.
+        """
+
+    @abstractmethod
+    def remove_empty(self, path: str) -> bool:
+        """Remove a cgroup of `join_own`; False when a process is still in it. Does not wait."""
+
+    @abstractmethod
     def pids(self, path: str) -> list[int]:
         """Return the processes of the cgroup and its descendants; none when it does not exist."""
 
@@ -58,6 +87,13 @@ class CgroupManager(ABC):
     @abstractmethod
     def is_frozen(self, path: str) -> bool:
         """Tell whether the cgroup has been frozen; False when it does not exist."""
+
+    @abstractmethod
+    def watch_oom(self, path: str) -> OomWatch | None:
+        """Return what tells of the OOM killer in the cgroup; None where nothing does.
+
+        It also tells when the cgroup is removed: `oom_kills` has to be asked.
+        """
 
     @abstractmethod
     def oom_kills(self, path: str) -> int:

@@ -216,6 +216,19 @@ def remove(directory: str) -> None:
         _remove_one(cgroup)
 
 
+def remove_if_empty(directory: str) -> bool:
+    """Remove one cgroup, if it is there; False when somebody is in it, or below it."""
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return True
+    except OSError as err:
+        if err.errno != errno.EBUSY:
+            raise _explained(err, "rmdir", directory) from err
+        return False
+    return True
+
+
 def _remove_one(directory: str) -> None:
     delay = REMOVE_FIRST_DELAY
     for attempt in range(REMOVE_RETRIES + 1):

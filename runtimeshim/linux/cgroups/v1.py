@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from runtimeshim.linux.cgroups import files, v1_limits
 from runtimeshim.linux.cgroups import resources as oci
-from runtimeshim.linux.cgroups.base import CgroupManager
+from runtimeshim.linux.cgroups.base import CgroupManager, OomWatch
 from runtimeshim.linux.cgroups.files import CgroupError
 
 # A frozen cgroup cannot fork, so one pass kills all of it. A process in an uninterruptible sleep
@@ -44,8 +44,12 @@ class V1Manager(CgroupManager):
     version = 1
 
     def __init__(
-        self, hierarchies: Sequence[Hierarchy], links: Sequence[tuple[str, str]] = ()
+        self,
+        hierarchies: Sequence[Hierarchy],
+        links: Sequence[tuple[str, str]] = (),
+        unified: str | None = None,
     ) -> None:
+        self._unified = unified  # the v2 hierarchy of a hybrid machine: runc uses it, we do not
         self._hierarchies = tuple(hierarchies)
         self._links = tuple(links)
         self._by_controller = {
@@ -100,6 +104,24 @@ class V1Manager(CgroupManager):
         for hierarchy in self._hierarchies:
             files.write(f"{hierarchy.directory}{path}/{file}", str(pid))
 
+    def join_own(self, path: str, name: str, init: int) -> str:
+        """See CgroupManager. The child is of the freezer's hierarchy only: it limits nothing."""
+        path = files.checked(path)
+        freezer = self._by_controller.get("freezer")
+        if freezer is None:
+            self.join(path, 0)
+            return ""
+        own = f"{path}/{name}"
+        files.make(freezer, own)
+        for hierarchy in self._hierarchies:
+            target = own if hierarchy.directory == freezer else path
+            files.write(f"{hierarchy.directory}{target}/{TASKS}", "0")
+        return own
+
+    def remove_empty(self, path: str) -> bool:
+        """See CgroupManager."""
+        return files.remove_if_empty(self._listed + files.checked_leaf(path))
+
     def pids(self, path: str) -> list[int]:
         """See CgroupManager."""
         return files.pids(self._listed + files.checked(path))
@@ -151,6 +173,26 @@ class V1Manager(CgroupManager):
                 errno.ENOENT, "this machine has not mounted the freezer controller"
             ) from None
 
+    def watch_oom(self, path: str) -> OomWatch | None:
+        """See CgroupManager. An eventfd, registered for the file (cgroup-v1/memory.rst, 10)."""
+        memory = self._by_controller.get("memory")
+        if memory is None:
+            return None
+        directory = memory + files.checked(path)
+        try:
+            control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # the cgroup has gone, and nobody is left in it to be killed
+            return None
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            files.write(f"{directory}/cgroup.event_control", f"{event} {control}")
+        except CgroupError:  # gone as well, or a kernel with PREEMPT_RT: the counter is left
+            os.close(event)
+            return None
+        finally:
+            os.close(control)
+        return OomWatch(event, eventfd=True)
+
     def oom_kills(self, path: str) -> int:
         """See CgroupManager. The v1 counter is that of one cgroup, so descendants are added."""
         path = files.checked(path)
@@ -167,6 +209,8 @@ class V1Manager(CgroupManager):
         path = files.checked_leaf(path)
         for hierarchy in self._hierarchies:
             files.remove(hierarchy.directory + path)
+        if self._unified is not None:
+            files.remove(self._unified + path)
 
     def mounts(self) -> list[tuple[str, str, str]]:
         """See CgroupManager."""

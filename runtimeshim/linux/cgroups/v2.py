@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from runtimeshim.linux.cgroups import files, v2_limits
 from runtimeshim.linux.cgroups import resources as oci
-from runtimeshim.linux.cgroups.base import CgroupManager
+from runtimeshim.linux.cgroups.base import CgroupManager, OomWatch
 from runtimeshim.linux.cgroups.files import CgroupError
 
 # Controllers that a container's limits need; others (misc, dmem, …) stay as the host has them.
@@ -64,6 +64,34 @@ class V2Manager(CgroupManager):
         """See CgroupManager."""
         files.write(f"{self._root}{files.checked(path)}/{files.PROCS}", str(pid))
 
+    def join_own(self, path: str, name: str, init: int) -> str:
+        """See CgroupManager. A child is refused to a threaded cgroup, and by cgroup.max.*."""
+        path = files.checked(path)
+        own = f"{path}/{name}"
+        try:
+            os.mkdir(self._root + own, 0o755)
+            self.join(own, 0)
+        except OSError:
+            files.remove_if_empty(self._root + own)
+        else:
+            return own
+        try:
+            self.join(path, 0)
+        except CgroupError as err:
+            if err.errno != errno.EBUSY:
+                raise
+            self.join(self._of(init), 0)
+        return ""
+
+    def _of(self, pid: int) -> str:
+        """Return the cgroup of a process (man 7 cgroups, /proc/PID/cgroup)."""
+        lines = files.read(f"/proc/{pid}/cgroup").splitlines()
+        return next(line[3:] for line in lines if line.startswith("0::"))
+
+    def remove_empty(self, path: str) -> bool:
+        """See CgroupManager."""
+        return files.remove_if_empty(self._root + files.checked_leaf(path))
+
     def pids(self, path: str) -> list[int]:
         """See CgroupManager."""
         return files.pids(self._root + files.checked(path))
@@ -103,6 +131,16 @@ class V2Manager(CgroupManager):
             if err.errno in (errno.ENOENT, errno.ENODEV):  # gone, and nobody in it
                 return False
             raise
+
+    def watch_oom(self, path: str) -> OomWatch | None:
+        """See CgroupManager. The file notifies its pollers (cgroup-v2.rst, memory.events)."""
+        file = f"{self._root}{files.checked(path)}/memory.events"
+        try:
+            watch = OomWatch(os.open(file, os.O_RDONLY | os.O_CLOEXEC), eventfd=False)
+        except OSError:  # the cgroup has gone, or has no memory controller
+            return None
+        watch.clear()
+        return watch
 
     def oom_kills(self, path: str) -> int:
         """See CgroupManager. The v2 counter includes the descendants."""

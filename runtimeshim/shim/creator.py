@@ -1,0 +1,64 @@
+"""The process that creates a container for its shim, and ends.
+
+    shim                              creator
+      ├── fork ──────────────────────────►│ waits
+      ├── request ───────────────────────►│ the handler's create: cgroup, pipes, fork of the init …
+      │◄────────────── task, fds or error ┤ ends: the shim, a subreaper, is the init's parent
+      │
+
+What creating takes in memory, most of all pages that are no longer shared with the template, goes
+with it: a shim that did it itself would keep that for as long as the container lives.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from runtimeshim import wire
+from runtimeshim.oci.errors import StageError
+from runtimeshim.shim.handler import Handler, in_child
+from runtimeshim.shim.task import Task
+
+
+class Creator:
+    """The shim's side; `choose` returns the handler of a request."""
+
+    __slots__ = ("_choose", "_sock")
+
+    def __init__(self, choose: Callable[[wire.Message], Handler]) -> None:
+        self._choose = choose
+        _, self._sock = in_child(self._serve)
+
+    def close(self) -> None:
+        """End it: there is nothing to create."""
+        self._sock.close()
+
+    def create(self, request: wire.Message) -> Task:
+        """Have the container created. Raises StageError; nothing of it is left then."""
+        try:
+            wire.send(self._sock, request)
+            received = wire.receive(self._sock)
+        except OSError as err:
+            raise StageError("create", f"the process that creates it has died: {err}") from err
+        finally:
+            self._sock.close()
+        if received is None:
+            raise StageError("create", "the process that creates it has died")
+        message, fds = received
+        if "error" in message:
+            raise StageError(message["stage"], message["error"], message["kind"])
+        named = dict(zip(message["names"], fds, strict=True))
+        return Task(self._choose(request), request, message, named)
+
+    def _serve(self, sock: socket.socket) -> None:
+        received = wire.receive(sock)
+        if received is None:  # the shim ended before it had anything to create
+            return
+        request, _ = received
+        handler = self._choose(request)
+        made, fds = handler.create(request)
+        try:
+            wire.send(sock, {**made, "names": list(fds)}, list(fds.values()))
+        except OSError:  # the shim was killed meanwhile: nobody will have this container
+            handler.abandon(request, made)
