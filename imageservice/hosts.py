@@ -159,11 +159,14 @@ def _host(url: str, table: Mapping[str, Any], directory: Path, domain: str) -> R
     skip = table.get("skip_verify")
     if skip is not None and not isinstance(skip, bool):
         raise TypeError("skip_verify is not a boolean")
+    ca = tuple(directory / path for path in _strings(table, "ca"))
+    clients = _clients(table.get("client"), directory)
+    own = _with_tls(plain.base) if ca or clients else plain.base
     return RegistryHost(
-        base=_base(url, bool(table.get("override_path"))) if url else plain.base,
+        base=_base(url, bool(table.get("override_path"))) if url else own,
         capabilities=capabilities,
-        ca=tuple(directory / path for path in _strings(table, "ca")),
-        clients=_clients(table.get("client"), directory),
+        ca=ca,
+        clients=clients,
         skip_verify=plain.skip_verify if skip is None and not url else bool(skip),
         headers=_headers(table.get("header")),
         dial_timeout=_duration(table.get("dial_timeout")),
@@ -236,20 +239,33 @@ def _docker_layout(directory: Path, domain: str) -> RegistryHost:
         pairs.append((cert, key if key.is_file() else None))
     plain = default_host(domain)
     ca = tuple(path for path in files if path.suffix == ".crt")
-    base = plain.base.replace("http://", "https://", 1) if ca or pairs else plain.base
+    base = _with_tls(plain.base) if ca or pairs else plain.base
     return RegistryHost(base, ca=ca, clients=tuple(pairs), namespace=domain)
+
+
+def _with_tls(base: str) -> str:
+    """Return the URL for a registry that certificates are configured for."""
+    return base.replace("http://", "https://", 1)
 
 
 def default_host(domain: str) -> RegistryHost:
     """Return the endpoint of a registry that nothing is configured for.
 
-    A port of the local machine speaks plain HTTP, everything else HTTPS.
+    A port of the local machine speaks plain HTTP, everything else HTTPS; certificates of the local
+    machine are not verified.
     """
     if domain == DEFAULT_DOMAIN:
         return RegistryHost(f"https://{DOCKER_HUB_HOST}/v2", namespace=domain)
+    name, port = _split_port(domain)
+    local = _is_local(name)
+    plain = local and port not in ("", "443")
+    base = f"{'http' if plain else 'https'}://{domain}/v2"
+    return RegistryHost(base, skip_verify=local and not plain, namespace=domain)
+
+
+def _split_port(domain: str) -> tuple[str, str]:
     name, colon, port = domain.rpartition(":")
-    plain = bool(colon) and port != "443" and _is_local(name)
-    return RegistryHost(f"{'http' if plain else 'https'}://{domain}/v2", namespace=domain)
+    return (name, port) if colon and port.isdecimal() else (domain, "")
 
 
 def _is_local(name: str) -> bool:

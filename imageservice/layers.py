@@ -209,6 +209,11 @@ class Layers:
             finally:
                 tap.close()
 
+    def spoil(self, digests: Collection[str]) -> None:
+        """Have nothing kept of blobs under way that end before their end."""
+        for digest in digests:
+            self._fetcher.spoil(digest)
+
     async def _check_again(self, wanted: WantedLayer) -> None:
         """Verify a layer whose blob was lost: what damaged the one may have damaged the other."""
         layer = self._store.layer(wanted.chain_id)

@@ -15,7 +15,7 @@ from imageservice.artifact import File
 from imageservice.auth import Credentials
 from imageservice.collector import Collector
 from imageservice.content import ContentStore
-from imageservice.errors import BadContentError, registry_unavailable
+from imageservice.errors import BadContentError, DiskError, registry_unavailable
 from imageservice.fetch import WantedLayer
 from imageservice.flights import Flights
 from imageservice.layers import Layers
@@ -133,11 +133,11 @@ class Assembler:
         except BadContentError:
             await self._collector.discard(self._store.collect(chain, digests))
             raise
-        except BaseException:
+        except BaseException as err:
             # Finished layers stay, and blobs that are there: the pull may be repeated.
             garbage = self._store.collect((), digests - self._store.known_blobs().keys())
             for digest in garbage.blobs:
-                if digest in parts.layer_digests:
+                if digest in parts.layer_digests and not isinstance(err, (DiskError, OSError)):
                     self._content.demote(digest)
             await asyncio.shield(self._collector.discard(garbage))
             raise
@@ -181,6 +181,9 @@ class Assembler:
         tasks = [asyncio.create_task(work) for work in works]
         try:
             await asyncio.gather(*tasks)
+        except DiskError:
+            self._layers.spoil(parts.layer_digests)
+            raise
         finally:
             for task in tasks:
                 task.cancel()

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from api.errors import ImagePullError
 from imageservice.store import ORPHAN_SECONDS
+from runtimeshim.linux import mounts
 from tests.integration import images
 from tests.integration.image_fixtures import Images, running_images
 from tests.integration.odd_registry import OddRegistry, odd_registry
@@ -172,6 +173,24 @@ async def test_a_bad_layer_is_not_kept_in_parts(service: Images, odd: OddRegistr
     async with asyncio.timeout(20):
         while service.left():  # noqa: ASYNC110 - the transfer ends behind the pull
             await asyncio.sleep(0.01)
+
+
+async def test_a_full_disk_is_named_and_freed(tmp_path: Path, odd: OddRegistry) -> None:
+    """What fits of a pull that does not is of no use while there is no room."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounts.mount("tmpfs", str(small), "tmpfs", 0, "size=8m")
+    try:
+        async with running_images(small) as service:
+            layers = [images.files_layer({f"big{n}": os.urandom(SIZE)}) for n in range(3)]
+            name = odd.add("app", images.Image(tuple(layers)))
+            with pytest.raises(ImagePullError, match="No space left on device"):
+                await service.pull(name)
+            async with asyncio.timeout(20):
+                while service.left():  # noqa: ASYNC110 - transfers end behind the pull
+                    await asyncio.sleep(0.01)
+    finally:
+        mounts.umount(str(small))
 
 
 async def test_twenty_pulls_of_ten_images_fetch_each_blob_once(

@@ -41,7 +41,7 @@ def bases(hosts: list[RegistryHost]) -> list[str]:
 )
 def test_without_configuration_only_local_ports_are_plain(domain: str, base: str) -> None:
     host = default_host(domain)
-    assert (host.base, host.skip_verify, host.is_mirror) == (base, False, False)
+    assert (host.base, host.is_mirror) == (base, False)
 
 
 def test_hosts_come_in_the_order_of_the_file_and_the_server_last(tmp_path: Path) -> None:
@@ -199,3 +199,26 @@ def test_a_value_of_any_type_is_hosts_or_an_error(key: str, value: object) -> No
         parse_hosts(f"{key} = {text}", Path("/certs"), "docker.io")
     except (ValueError, TypeError):
         return
+
+
+@pytest.mark.parametrize(
+    ("domain", "skip"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("localhost:443", True),
+        ("[::1]:443", True),
+        ("[::1]", True),
+        ("localhost:5000", False),  # plain HTTP
+        ("quay.io", False),
+        ("docker.io", False),
+    ],
+)
+def test_certificates_of_this_machine_are_not_verified(domain: str, skip: bool) -> None:
+    assert default_host(domain).skip_verify is skip
+
+
+def test_a_local_registry_with_certificates_speaks_tls(tmp_path: Path) -> None:
+    write(tmp_path, "localhost:5000", 'ca = "ca.pem"')
+    (host,) = hosts_for("localhost:5000", tmp_path)
+    assert host.base == "https://localhost:5000/v2"
