@@ -129,10 +129,14 @@ class StatsReader:
         }
         self._sizes = _huge_page_sizes(self._roots.get("hugetlb", self._roots.get("", "")))
 
-    def stats(self, path: str) -> CgroupStats:
-        """Return CPU, memory, tasks and pressure of the cgroup `path`."""
+    def stats(self, path: str, *, more: bool = False) -> CgroupStats:
+        """Return CPU, memory, tasks and pressure of the cgroup `path`.
+
+        With `more` also what monitoring asks for of CPU and memory, which v1 has in files of
+        their own: throttling, the parts of CPU time, the peak, failures and kernel memory.
+        """
         if self._version == 1:
-            return self._stats_v1(path)
+            return self._stats_v1(path, more)
         directory = self._roots[""] + path
         counted = _pairs(_read(f"{directory}/cpu.stat"))
         if not counted and not os.path.exists(directory):
@@ -156,22 +160,30 @@ class StatsReader:
             )
         return self._details_v1(path)
 
-    def _stats_v1(self, path: str) -> CgroupStats:
+    def _stats_v1(self, path: str, more: bool) -> CgroupStats:
         cpu = None
         if "cpuacct" in self._roots:
             total = _number(self._v1("cpuacct", path, "cpuacct.usage"))
             if total is None:
                 raise CgroupError(errno.ENOENT, "the cgroup is gone", self._roots["cpuacct"] + path)
-            cpu = _cpu_v1(
-                total,
-                _pairs(self._v1("cpuacct", path, "cpuacct.stat")),
-                _pairs(self._v1("cpu", path, "cpu.stat")),
-            )
+            cpu = self._cpu_v1(path, total) if more else Cpu(total)
         memory = self._roots.get("memory")
         return CgroupStats(
             cpu,
-            None if memory is None else _memory_v1(memory + path),
+            None if memory is None else _memory_v1(memory + path, more),
             _number(self._v1("pids", path, "pids.current")),
+        )
+
+    def _cpu_v1(self, path: str, total: int) -> Cpu:
+        ticks = _pairs(self._v1("cpuacct", path, "cpuacct.stat"))
+        throttling = _pairs(self._v1("cpu", path, "cpu.stat"))
+        return Cpu(
+            total,
+            ticks.get("user", 0) * NS_PER_TICK,
+            ticks.get("system", 0) * NS_PER_TICK,
+            throttling.get("nr_periods", 0),
+            throttling.get("nr_throttled", 0),
+            throttling.get("throttled_time", 0),
         )
 
     def _details_v1(self, path: str) -> CgroupDetails:
@@ -239,17 +251,6 @@ def _pairs(content: bytes) -> dict[str, int]:
 # -- CPU ----------------------------------------------------------------------------------------
 
 
-def _cpu_v1(total: int, ticks: Mapping[str, int], throttling: Mapping[str, int]) -> Cpu:
-    return Cpu(
-        total,
-        ticks.get("user", 0) * NS_PER_TICK,
-        ticks.get("system", 0) * NS_PER_TICK,
-        throttling.get("nr_periods", 0),
-        throttling.get("nr_throttled", 0),
-        throttling.get("throttled_time", 0),
-    )
-
-
 def _cpu_v2(counted: Mapping[str, int]) -> Cpu:
     return Cpu(
         counted["usage_usec"] * NS_PER_US,
@@ -264,7 +265,7 @@ def _cpu_v2(counted: Mapping[str, int]) -> Cpu:
 # -- memory -------------------------------------------------------------------------------------
 
 
-def _memory_v1(directory: str) -> Memory | None:
+def _memory_v1(directory: str, more: bool) -> Memory | None:
     usage = _number(_read(f"{directory}/memory.usage_in_bytes"))
     raw = _pairs(_read(f"{directory}/memory.stat"))
     if usage is None or not raw:
@@ -273,7 +274,7 @@ def _memory_v1(directory: str) -> Memory | None:
     both_limit = _limit(_read(f"{directory}/memory.memsw.limit_in_bytes"))
     limit = _limit(_read(f"{directory}/memory.limit_in_bytes"))
     inactive = raw.get("total_inactive_file", 0)
-    return Memory(
+    memory = Memory(
         usage=usage,
         working_set=max(usage - inactive, 0),
         rss=raw.get("total_rss", 0),
@@ -286,12 +287,16 @@ def _memory_v1(directory: str) -> Memory | None:
         own_faults=raw.get("pgfault", 0),
         own_major_faults=raw.get("pgmajfault", 0),
         limit=limit,
-        peak=_number(_read(f"{directory}/memory.max_usage_in_bytes")),
-        failures=_number(_read(f"{directory}/memory.failcnt")) or 0,
-        kernel=_number(_read(f"{directory}/memory.kmem.usage_in_bytes")),
         # v1 counts memory and swap together; memory.stat has the swap alone.
         swap=None if both is None else raw.get("total_swap", 0),
         swap_limit=None if both_limit is None else max(both_limit - (limit or 0), 0),
+    )
+    if not more:
+        return memory
+    return memory._replace(
+        peak=_number(_read(f"{directory}/memory.max_usage_in_bytes")),
+        failures=_number(_read(f"{directory}/memory.failcnt")) or 0,
+        kernel=_number(_read(f"{directory}/memory.kmem.usage_in_bytes")),
     )
 
 
