@@ -70,6 +70,7 @@ def _adopt(adoption: wire.Message, fds: Mapping[str, int], kept: socket.socket) 
     """Be the shim of a container that has lost its own; `fds` are what the spawner has kept."""
     message, state = adoption["ward"], adoption["state"]
     log = LogFile(message["options"]["log_path"])
+    log.mend()  # of a line whose write was killed; what it was made of has not been consumed
     task = Task(handler_of(message), message, state, fds)
     task.warnings.append("its first shim was killed; another one adopted it")
     running = bool(state["running"])
