@@ -6,7 +6,7 @@ for the same profile, libseccomp and machine, and the directory does not outlive
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -42,7 +42,8 @@ def prepare(profile: Mapping[str, Any] | None, cache: str | None) -> Callable[[]
 def _cached(profile: Mapping[str, Any], cache: str) -> bytes:
     import hashlib  # as `load` has done
 
-    digest = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()
+    # Version 2 has no references to what came before: equal profiles have equal bytes.
+    digest = hashlib.sha256(marshal.dumps(profile, 2)).hexdigest()
     path = f"{cache}/{digest}.bpf"
     try:
         with open(path, "rb") as stored:
