@@ -43,7 +43,7 @@ def _cached(profile: Mapping[str, Any], cache: str) -> bytes:
     import hashlib  # as `load` has done
 
     # Version 2 has no references to what came before: equal profiles have equal bytes.
-    digest = hashlib.sha256(marshal.dumps(profile, 2)).hexdigest()
+    digest = hashlib.sha256(marshal.dumps(dict(profile), 2)).hexdigest()
     path = f"{cache}/{digest}.bpf"
     try:
         with open(path, "rb") as stored:
