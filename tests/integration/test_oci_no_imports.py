@@ -44,6 +44,12 @@ def strace(output: Path, *more: str) -> list[str]:
             "-o", str(output), *more]  # fmt: skip
 
 
+def family(pid: int) -> list[int]:
+    """Return a process and its descendants: a spawner's shims are forked by a child of it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in family(int(child)))]
+
+
 @asynccontextmanager
 async def traced(output: Path, *pids: int) -> AsyncIterator[None]:
     """Have strace follow processes and all that they fork."""
@@ -74,7 +80,7 @@ async def test_nothing_is_loaded_between_fork_and_execve(tmp_path: Path) -> None
     hook = {"path": "/bin/true", "timeout": 5}
     hooked["hooks"] = {kind: [hook] for kind in ("createRuntime", "createContainer")}
     output = tmp_path / "strace"
-    async with harness.runtime(tmp_path) as rt, traced(output, rt.spawner.pid):
+    async with harness.runtime(tmp_path) as rt, traced(output, *family(rt.spawner.pid)):
         for number, spec in enumerate((plain, terminal, hooked)):
             spec["linux"]["cgroupsPath"] = f"{rt.cgroup}/n{number}"
             record, _ = await rt.run(spec, f"n{number}")
