@@ -6,14 +6,13 @@ import errno
 import hashlib
 import logging
 import os
-import posixpath
 from typing import Any
 
 from api.cri import api_pb2 as cri
 from api.errors import CRIError, FailedPreconditionError, InternalError, InvalidArgumentError
 from api.stages import stage
 from criserver.bundle import read_spec, replace_spec
-from criserver.container_spec import limits, oom_score_adj
+from criserver.container_spec import container_cgroup, limits, oom_score_adj
 from criserver.resources_merge import merged
 from criserver.runtime import Runtime
 from criserver.store.containers import Container, State
@@ -84,7 +83,7 @@ def _set_oom_score_adj(runtime: Runtime, container_id: str, path: str, score: in
 def _cgroup(runtime: Runtime, container: Container) -> str:
     sandbox = runtime.sandboxes.mirror.exact(container.sandbox_id)
     parent = str((sandbox.runtime_values or {}).get("cgroup_parent", ""))
-    return posixpath.join("/", parent, container.id)
+    return container_cgroup(parent, container.id)
 
 
 def _apply(runtime: Runtime, path: str, resources: dict[str, Any]) -> dict[str, Any]:

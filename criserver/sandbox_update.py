@@ -10,7 +10,7 @@ from api.stages import stage
 from criserver.container_update import refused
 from criserver.resources_merge import merged
 from criserver.runtime import Runtime
-from podsandbox.plan import plan_sandbox
+from podsandbox.plan import oci_resources, own_cgroup_of
 from runtimeshim.linux.cgroups import CgroupError
 from runtimeshim.linux.cgroups.update import update
 
@@ -46,11 +46,12 @@ async def _update(
     linux = config.linux
     linux.resources.CopyFrom(merged(linux.resources, request.resources))
     linux.overhead.CopyFrom(merged(linux.overhead, request.overhead))
-    plan = plan_sandbox(sandbox_id, config)
-    if plan.own_cgroup and plan.resources and sandbox.state == cri.SANDBOX_READY:
+    resources = oci_resources(linux.resources, linux.overhead)
+    is_ours = not linux.cgroup_parent
+    if is_ours and resources and sandbox.state == cri.SANDBOX_READY:
         try:
             with stage("cgroup"):
-                update(runtime.cgroups, plan.cgroup_parent, plan.resources)
+                update(runtime.cgroups, own_cgroup_of(sandbox_id), resources)
         except CgroupError as err:
             raise refused(err) from err
     with stage("record"):

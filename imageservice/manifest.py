@@ -130,7 +130,8 @@ def acceptable(machine: Platform) -> list[Platform]:
     system, arch, variant = machine.os, machine.architecture, machine.variant
     if arch == "amd64":
         levels = [variant] if variant else []
-        return [Platform(system, arch, level) for level in (*levels, "", "v1")]
+        known = [Platform(system, arch, level) for level in (*levels, "", "v1")]
+        return [*known, Platform(system, "386")]
     if arch == "arm64":
         arm = [Platform(system, "arm", f"v{n}") for n in (8, 7, 6, 5)]
         return [Platform(system, arch, "v8"), Platform(system, arch), *arm]

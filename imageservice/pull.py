@@ -44,7 +44,6 @@ class Parts:
 
     name: str
     manifest: Manifest
-    manifest_size: int
     config: ImageConfig
     documents: tuple[Document, ...]
     files: tuple[File, ...] | None = None  # of an artifact
@@ -68,9 +67,8 @@ class Parts:
 
     @property
     def size(self) -> int:
-        """Bytes of manifest, configuration and layers, as containerd counts them."""
-        layers = sum(layer.size for layer in self.manifest.layers)
-        return self.manifest_size + self.manifest.config.size + layers
+        """Bytes of index, manifest, configuration and layers, as containerd counts them."""
+        return sum(blob.size for blob in self.blobs)
 
     def wanted_layers(self) -> list[WantedLayer]:
         """Return the layers, the base first."""
@@ -89,11 +87,10 @@ def make_parts(
     """
     manifest = m.parse_manifest(parsed, name)
     kept = (*documents, Document(manifest.config, config))
-    size = documents[-1].descriptor.size
     if artifact.is_artifact(parsed):
         files = artifact.files_of(parsed, name)
-        return Parts(name, manifest, size, artifact.config_of(parsed, files), kept, files)
-    return Parts(name, manifest, size, m.parse_config(config, len(manifest.layers), name), kept)
+        return Parts(name, manifest, artifact.config_of(parsed, files), kept, files)
+    return Parts(name, manifest, m.parse_config(config, len(manifest.layers), name), kept)
 
 
 class Assembler:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import select
 import selectors
 import signal
 import socket
@@ -50,7 +51,11 @@ LIBC_SIGNALS = (32, 33)
 # is being created.
 STANDBY_SECONDS = 0.02
 
-# An adopting shim that lives shorter than this has failed; after so many in a row none is forked.
+# A shim whose connection has ended ends itself in a moment; one that does not is killed.
+SHIM_END_SECONDS = 1.0
+
+# An adopting shim that ends sooner than this, and was not killed, has failed; after so many in a
+# row none is forked.
 SHORT_LIFE_SECONDS = 0.2
 MAX_SHORT_LIVES = 5
 
@@ -70,21 +75,23 @@ class Child:
 class Ward:
     """A container whose ends are kept for the case that its shim is killed."""
 
-    __slots__ = ("adopted_at", "channel", "failures", "fds", "message", "pid", "state")
+    __slots__ = ("adopted_at", "channel", "failures", "fds", "message", "pid", "shim", "state")
 
     def __init__(self, message: wire.Message, channel: socket.socket) -> None:
         self.message = message  # the request for its shim
         self.channel = channel
         self.pid = 0  # of its init, 0 until it is created
+        self.shim = 0  # its pid, known with the first `keep`
         self.state: dict[str, Any] = {}
         self.fds: dict[str, int] = {}
         self.adopted_at = 0.0
         self.failures = 0
 
-    def may_be_adopted(self) -> bool:
-        """Tell whether another shim is worth a try: one that ends at once is wrong, not killed."""
+    def may_be_adopted(self, *, killed: bool) -> bool:
+        """Tell whether another shim is worth a try after one that has ended."""
         now = time.monotonic()
-        self.failures = self.failures + 1 if now - self.adopted_at < SHORT_LIFE_SECONDS else 0
+        failed = not killed and now - self.adopted_at < SHORT_LIFE_SECONDS
+        self.failures = self.failures + 1 if failed else 0
         self.adopted_at = now
         return self.failures < MAX_SHORT_LIVES
 
@@ -93,6 +100,7 @@ class Ward:
         self.close()
         ended = {"exit": self.state["exit"]} if "exit" in self.state else {}
         self.pid, self.state = int(message["pid"]), message["state"] | ended
+        self.shim = int(message["shim"])
         self.fds = dict(zip(message["names"], fds, strict=True))
 
     def close(self) -> None:
@@ -111,6 +119,7 @@ class Spawner:
         self._build = build
         self._children: dict[int, Child] = {}
         self._wards: list[Ward] = []
+        self._ended: dict[int, int] = {}  # shims of wards that were reaped: wait status
         self._template: Template | None = None
         self._standby: tuple[int, socket.socket] | None = None
         self._standby_due = False  # the last one has been taken
@@ -292,20 +301,33 @@ class Spawner:
         self._selector.unregister(ward.channel)
         ward.channel.close()
         over = ward.pid == 0  # or never created
-        if over or not ward.may_be_adopted():
+        if over or not ward.may_be_adopted(killed=self._was_killed(ward.shim)):
             if not over:
                 log(f"the shims of {ward.message['container']} end at once: it is given up")
             ward.close()
             self._wards.remove(ward)
+            self._ended.pop(ward.shim, None)
             return
         log(f"the shim of {ward.message['container']} was killed: another one adopts its init")
         names, state = list(ward.fds), ward.state
         adoption = {"op": "adopt", "ward": ward.message, "state": state, "names": names}
-        _, ward.channel = self._give_shim(adoption, list(ward.fds.values()))
+        ward.shim, ward.channel = self._give_shim(adoption, list(ward.fds.values()))
         ward.channel.setblocking(False)
         self._selector.register(ward.channel, selectors.EVENT_READ, lambda _: self._on_ward(ward))
         if "exit" in ward.state:  # it ended before its new shim was there
             self._answer_ward(ward, {"exit": ward.state["exit"]})
+
+    def _was_killed(self, shim: int) -> bool:
+        """Tell whether a shim, whose connection has just ended, was killed."""
+        if shim not in self._ended:
+            try:
+                await_end(shim)
+                _, status = os.waitpid(shim, 0)
+            except (ProcessLookupError, ChildProcessError):  # of another spawner, who took its end
+                return True
+            self._on_ended(shim, status)
+        status = self._ended.pop(shim)
+        return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
     def _on_orphan(self, pid: int, status: int) -> None:
         """Pass on how an adopted init has ended: its shim is not its parent."""
@@ -362,11 +384,29 @@ class Spawner:
                 return
             if pid == 0:
                 return
-            child = self._children.pop(pid, None)
-            if child is None:  # an orphan, or of a daemon that has gone
-                self._on_orphan(pid, status)
-            else:
-                self._answer(child.client, {"id": child.request, "exit": exit_code(status)})
+            self._on_ended(pid, status)
+
+    def _on_ended(self, pid: int, status: int) -> None:
+        if any(ward.shim == pid for ward in self._wards):
+            self._ended[pid] = status
+        child = self._children.pop(pid, None)
+        if child is None:  # an orphan, or of a daemon that has gone
+            self._on_orphan(pid, status)
+        else:
+            self._answer(child.client, {"id": child.request, "exit": exit_code(status)})
+
+
+def await_end(pid: int) -> None:
+    """Wait for the end of a process that has let go of us; a living one is killed after a while.
+
+    Raises ProcessLookupError.
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        if not select.select([pidfd], [], [], SHIM_END_SECONDS)[0]:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
 
 
 def exit_code(status: int) -> int:

@@ -21,6 +21,7 @@ __all__ = [
     "ContainerSpecInput",
     "HostFacts",
     "Sandbox",
+    "container_cgroup",
     "container_spec",
     "image_volumes",
     "limits",
@@ -46,6 +47,14 @@ def container_spec(given: ContainerSpecInput) -> dict[str, Any]:
     }
 
 
+def container_cgroup(parent: str, container_id: str) -> str:
+    """Return a container's cgroup below its pod's, absolute within the hierarchy.
+
+    The kubelet takes what follows the last "-" in the last part for the container's id.
+    """
+    return posixpath.join("/", parent, container_id)
+
+
 def _binds_sys(given: ContainerSpecInput) -> bool:
     """Tell whether sysfs cannot be mounted: the kernel refuses it to a user namespace that does
     not own the network namespace.
@@ -61,7 +70,7 @@ def _linux(given: ContainerSpecInput) -> dict[str, Any]:
     nodes |= {device.path: device for device in given.devices}
     made: dict[str, Any] = {
         "namespaces": namespaces.namespaces(given),
-        "cgroupsPath": posixpath.join("/", given.sandbox.cgroup_parent, given.container_id),
+        "cgroupsPath": container_cgroup(given.sandbox.cgroup_parent, given.container_id),
         "devices": [device.node() for device in nodes.values()],
         "resources": {
             "devices": resources.device_rules(given.devices, privileged=context.privileged),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import posixpath
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from criserver.container_spec import container_cgroup
 from criserver.stats.readings import ContainerTarget, Readings, SandboxTarget
 from criserver.stats.writable_layers import WritableLayers
 from criserver.store.containers import Container, ContainerStore
@@ -64,7 +64,7 @@ class Collector:
         return [
             ContainerTarget(
                 container,
-                posixpath.join(parents[container.sandbox_id], container.id),
+                container_cgroup(parents[container.sandbox_id], container.id),
                 usages.get(container.id),
             )
             for container in found
@@ -85,4 +85,4 @@ class Collector:
 
     def _parent(self, sandbox_id: str) -> str:
         made = self._sandboxes.mirror.exact(sandbox_id).runtime_values or {}
-        return posixpath.join("/", str(made.get("cgroup_parent", "")))
+        return str(made.get("cgroup_parent", ""))

@@ -93,7 +93,7 @@ class Readings:
     def _cgroup(self, key: str, path: str, details: bool) -> Reading:
         timestamp = time.time_ns()
         try:
-            stats = self._reader.stats(path)
+            stats = self._reader.stats(path, more=details)
             more = self._reader.details(path) if details else NO_DETAILS
         except CgroupError as err:  # it has ended meanwhile, most likely
             log.info("%s is not measured: %s", key, err)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from api.errors import InternalError
+from api.errors import AlreadyExistsError, InternalError
 from podsandbox.network import conntrack
 from podsandbox.network.addresses import HostPort, NetworkRecord
-from podsandbox.network.firewall import Firewall
-from podsandbox.network.links import Links, overlaps
+from podsandbox.network.firewall import Firewall, collision
+from podsandbox.network.links import ALIAS, Links, overlaps
 from podsandbox.network.netlink_socket import NetlinkSocket
 from podsandbox.network.qdisc import Bandwidth
 from podsandbox.network.rtnetlink import IPInterface, IPNetwork
@@ -50,7 +50,7 @@ class Wanted:
 
 
 class Kernel:
-    """One built-in network in the kernel. Raises OSError, NftablesError, InternalError."""
+    """One built-in network in the kernel. Raises OSError, NftablesError, CRIError."""
 
     def __init__(self) -> None:
         self._parts: tuple[Links, Firewall] | None = None
@@ -64,7 +64,7 @@ class Kernel:
     def _open(self, record: NetworkRecord) -> tuple[Links, Firewall]:
         if self._parts is None or self._parts[0].bridge != record.bridge:
             self.close()
-            links = Links(record.bridge, f"criserver:{record.owner}")
+            links = Links(record.bridge, f"{ALIAS}{record.owner}")
             self._parts = (links, Firewall(record.bridge))
         return self._parts
 
@@ -88,6 +88,8 @@ class Kernel:
     ) -> None:
         """Plug a pod in and open its host ports."""
         links, firewall = self._open(record)
+        if ports:
+            _refuse_collisions(links, firewall, ports)
         netns = os.open(pod.netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
             # The caller keeps its socket; ours is a duplicate.
@@ -131,6 +133,16 @@ class PodLinks:
     netlink: int
     interfaces: Sequence[IPInterface]
     bandwidth: Bandwidth
+
+
+def _refuse_collisions(links: Links, firewall: Firewall, ports: Sequence[HostPort]) -> None:
+    """Raise AlreadyExistsError for a host port that another daemon of this host has given away."""
+    for bridge in links.other_bridges():
+        port = collision(ports, firewall.host_ports_of(bridge))
+        if port is not None:
+            raise AlreadyExistsError(
+                f"host port {port} is in use by a pod of another daemon, on bridge {bridge}"
+            )
 
 
 def _without_handshake(ports: Iterable[HostPort]) -> list[HostPort]:

@@ -6,7 +6,7 @@ table is apart from those of iptables-nft, firewalld and the CNI plugins and is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from string import Template
 
 from podsandbox.network.addresses import HostPort
@@ -109,6 +109,20 @@ def element(bridge: str, verb: str, port: HostPort) -> str:
     return f"{verb} element inet {bridge} {name} {{ {key} : {target} }}\n"
 
 
+# (IP version, protocol, host IP or "", port)
+PortKey = tuple[int, str, str, int]
+
+
+def collision(ports: Iterable[HostPort], taken: Collection[PortKey]) -> HostPort | None:
+    """Return the first of `ports` that is among `taken`; no host IP means all of them."""
+    for port in ports:
+        for version, protocol, host_ip, number in taken:
+            same = (version, protocol, number) == (port.ip_version, port.protocol, port.host_port)
+            if same and (host_ip in ("", port.host_ip) or not port.host_ip):
+                return port
+    return None
+
+
 class Firewall:
     """The table of one bridge. Synchronous; raises NftablesError."""
 
@@ -150,6 +164,17 @@ class Firewall:
             except NftablesError as err:
                 if not err.missing:
                     raise
+
+    def host_ports_of(self, bridge: str) -> set[PortKey]:
+        """Return the host ports that another daemon's table has."""
+        try:
+            objects = self._nft.run(f"list table inet {bridge}")
+        except NftablesError as err:
+            if err.missing:  # it has been reset
+                return set()
+            raise
+        maps = [entry["map"] for entry in objects if "map" in entry]
+        return {_key(each["name"], element) for each in maps for element in each.get("elem", [])}
 
     def reset(self) -> None:
         """Remove the table and the rules that were added to others' chains."""
@@ -196,3 +221,10 @@ class Firewall:
             if err.missing:
                 return []
             raise
+
+
+def _key(name: str, element: Listed | list[Listed]) -> PortKey:
+    """Read one element of a map of host ports, as libnftables-json(5) has it."""
+    key = element[0] if isinstance(element, list) else element
+    *host_ip, protocol, port = key["concat"]
+    return int(name[-1]), protocol, host_ip[0] if host_ip else "", port

@@ -20,6 +20,9 @@ from podsandbox.network.rtnetlink import RTM_NEWLINK, IPInterface, IPNetwork, Li
 # With 12 digits of the sandbox's id it fills the 15 bytes of an interface name (IFNAMSIZ).
 _PORT_PREFIX = "cri"
 
+# What the mark of a built-in network's bridge begins with, whichever daemon's it is.
+ALIAS = "criserver:"
+
 # Ethernet's, where the host has no default route to take it from.
 _DEFAULT_MTU = 1500
 
@@ -170,6 +173,14 @@ class Links:
         """Return every link of the host."""
         answers = self._netlink.request(rtnetlink.get_links())
         return [rtnetlink.parse_link(reply.body) for reply in answers if reply.type == RTM_NEWLINK]
+
+    def other_bridges(self) -> list[str]:
+        """Return the bridges of the other daemons on this host."""
+        return [
+            link.name
+            for link in self.links()
+            if link.kind == "bridge" and link.alias.startswith(ALIAS) and link.name != self.bridge
+        ]
 
     def routes(self) -> list[Route]:
         """Return every route of the host, those to its own addresses among them."""

@@ -53,7 +53,6 @@ IFLA_MTU = 4
 IFLA_MASTER = 10
 IFLA_LINKINFO = 18
 IFLA_IFALIAS = 20
-IFLA_STATS64 = 23
 IFLA_NET_NS_FD = 28
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
@@ -71,7 +70,6 @@ _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, chang
 _ADDRESS = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefix length, flags, scope, index
 # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _ROUTE = struct.Struct("=BBBBBBBBI")
-_COUNTERS = struct.Struct("=8Q")  # rtnl_link_stats64, as far as it is read
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 
 
@@ -123,21 +121,6 @@ class Route:
     gateway: IPAddress | None
     interface: int
     table: int
-
-
-@dataclass(frozen=True)
-class InterfaceCounters:
-    """What an interface has received and sent since it was made (linux/if_link.h)."""
-
-    name: str
-    rx_packets: int
-    tx_packets: int
-    rx_bytes: int
-    tx_bytes: int
-    rx_errors: int
-    tx_errors: int
-    rx_dropped: int
-    tx_dropped: int
 
 
 def attribute(kind: int, data: bytes) -> bytes:
@@ -354,14 +337,6 @@ def parse_link(body: bytes) -> Link:
         master=_integer(attrs.get(IFLA_MASTER)),
         alias=_string(attrs.get(IFLA_IFALIAS, b"")),
         kind=_string(info.get(IFLA_INFO_KIND, b"")),
-    )
-
-
-def parse_counters(body: bytes) -> InterfaceCounters:
-    """Read the counters from the body of an RTM_NEWLINK: the head of rtnl_link_stats64."""
-    attrs = attributes(body[_LINK.size :])
-    return InterfaceCounters(
-        _string(attrs.get(IFLA_IFNAME, b"")), *_COUNTERS.unpack_from(attrs[IFLA_STATS64])
     )
 
 

@@ -46,8 +46,8 @@ def is_sealed() -> bool:
 def run_again(argv: list[str]) -> NoReturn:
     """Replace this process by a sealed one that is called with `argv`; fds and pid stay."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    # -I, -S: modules are looked for where neither environment nor site has a say. -B: no writes.
-    flags = ["-I", "-S", "-B", "-X", "utf8", "-c", _MAIN]
+    # -I, -S: modules are looked for where neither environment nor site has a say.
+    flags = ["-I", "-S", "-X", "utf8", "-c", _MAIN]
     os.execve(_copy(), [sys.executable, *flags, root, *argv], os.environ)
 
 

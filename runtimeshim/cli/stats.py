@@ -5,19 +5,26 @@ Amounts are bytes, times nanoseconds. What the kernel does not count is not in t
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtimeshim.linux.cgroups import CgroupManager
+from runtimeshim.linux.cgroups import CgroupError, CgroupManager
+from runtimeshim.linux.cgroups.stats import (
+    CgroupDetails,
+    CgroupStats,
+    DeviceIO,
+    StatsReader,
+    content_of,
+    limit_of,
+    number,
+    pairs,
+)
 
 Document = dict[str, Any]
 
-# From v2's microseconds, and v1's clock ticks.
-_NS_PER_US = 1000
-_NS_PER_TICK = 10**9 // os.sysconf("SC_CLK_TCK")
-
-# v1 has this for "no limit", rounded down to a page; v2 says "max".
-_MAX_LIMIT = 2**63 - 4096
+# runc's word for "no limit".
 _UNLIMITED = 2**64 - 1
 
 # v1: name in the document -> beginning of the names of its files
@@ -27,62 +34,63 @@ _V1_MEMORY = {
     "kernel": "memory.kmem",
     "kernelTCP": "memory.kmem.tcp",
 }
-_V1_BLKIO = {
-    "ioServiceBytesRecursive": "blkio.throttle.io_service_bytes_recursive",
-    "ioServicedRecursive": "blkio.throttle.io_serviced_recursive",
-}
-_V2_IO = {
-    "rbytes": ("ioServiceBytesRecursive", "Read"),
-    "wbytes": ("ioServiceBytesRecursive", "Write"),
-    "rios": ("ioServicedRecursive", "Read"),
-    "wios": ("ioServicedRecursive", "Write"),
-}
+_V2_MEMORY = {"usage": "memory", "swap": "memory.swap"}
 
 
 def read(manager: CgroupManager, path: str) -> Document:
-    """Return the statistics of a cgroup."""
-    if manager.version == 2:
-        ((_, directory),) = manager.directories(path)
-        return _v2(directory)
+    """Return the statistics of a cgroup; one that went with its container has used nothing."""
+    reader = StatsReader(manager)
+    try:
+        stats = reader.stats(path, more=True)
+    except CgroupError as err:
+        if err.errno != errno.ENOENT:
+            raise
+        stats = CgroupStats()
+    details = reader.details(path)
     directories = {
         controller: directory
         for names, directory in manager.directories(path)
         for controller in names.split(",")
     }
-    return _v1(directories)
-
-
-def _v1(directories: dict[str, str]) -> Document:
-    found: Document = {"cpu": {}, "memory": {}, "pids": {}, "blkio": {}, "hugetlb": {}}
-    if "cpuacct" in directories:
-        found["cpu"]["usage"] = _v1_cpu(directories["cpuacct"])
-    if "cpu" in directories:
-        counted = _pairs(f"{directories['cpu']}/cpu.stat")
-        found["cpu"]["throttling"] = _throttling(counted, counted.get("throttled_time", 0))
+    found: Document = {
+        "cpu": _cpu(stats, directories.get("cpuacct")),
+        "memory": {},
+        "pids": _pids(stats, details),
+        "blkio": _blkio(details.io),
+        "hugetlb": {},
+    }
+    if manager.version == 2:
+        found["memory"] = _v2_memory(directories[""])
+        found["hugetlb"] = _hugetlb(directories[""], "current", "max")
+        return found
     if "memory" in directories:
         found["memory"] = _v1_memory(directories["memory"])
-    if "pids" in directories:
-        found["pids"] = _pids(directories["pids"])
-    if "blkio" in directories:
-        for name, file in _V1_BLKIO.items():
-            found["blkio"][name] = _v1_blkio(f"{directories['blkio']}/{file}")
     if "hugetlb" in directories:
         found["hugetlb"] = _hugetlb(directories["hugetlb"], "usage_in_bytes", "max_usage_in_bytes")
     return found
 
 
-def _v1_cpu(directory: str) -> Document:
-    ticks = _pairs(f"{directory}/cpuacct.stat")
+def _cpu(stats: CgroupStats, accounts: str | None) -> Document:
+    """`accounts` is the directory of v1's cpuacct, which alone counts by CPU."""
+    cpu = stats.cpu
+    if cpu is None:
+        return {}
+    usage: Document = {"total": cpu.total, "kernel": cpu.system, "user": cpu.user}
+    if accounts is not None:
+        per_cpu = content_of(f"{accounts}/cpuacct.usage_percpu")
+        usage["percpu"] = [int(value) for value in per_cpu.split()]
     return {
-        "total": _number(f"{directory}/cpuacct.usage"),
-        "percpu": [int(value) for value in _text(f"{directory}/cpuacct.usage_percpu").split()],
-        "kernel": ticks.get("system", 0) * _NS_PER_TICK,
-        "user": ticks.get("user", 0) * _NS_PER_TICK,
+        "usage": usage,
+        "throttling": {
+            "periods": cpu.periods,
+            "throttledPeriods": cpu.throttled_periods,
+            "throttledTime": cpu.throttled,
+        },
     }
 
 
 def _v1_memory(directory: str) -> Document:
-    raw = _pairs(f"{directory}/memory.stat")
+    raw = pairs(content_of(f"{directory}/memory.stat"))
     found: Document = {"cache": raw.get("cache", 0), "raw": raw}
     for name, prefix in _V1_MEMORY.items():
         if os.path.exists(f"{directory}/{prefix}.usage_in_bytes"):
@@ -95,83 +103,45 @@ def _v1_memory(directory: str) -> Document:
     return found
 
 
-def _v1_blkio(file: str) -> list[Document]:
-    """Read lines like "8:0 Read 4096"; the last is a total without a device."""
-    entries = []
-    for line in _text(file).splitlines():
-        fields = line.split()
-        if len(fields) == 3:
-            major, minor = map(int, fields[0].split(":"))
-            entry = {"major": major, "minor": minor, "op": fields[1], "value": int(fields[2])}
-            entries.append(entry)
-    return entries
-
-
-def _v2(directory: str) -> Document:
-    counted = _pairs(f"{directory}/cpu.stat")
-    return {
-        "cpu": {
-            "usage": {
-                "total": counted.get("usage_usec", 0) * _NS_PER_US,
-                "kernel": counted.get("system_usec", 0) * _NS_PER_US,
-                "user": counted.get("user_usec", 0) * _NS_PER_US,
-            },
-            "throttling": _throttling(counted, counted.get("throttled_usec", 0) * _NS_PER_US),
-        },
-        "memory": _v2_memory(directory),
-        "pids": _pids(directory),
-        "blkio": _v2_io(f"{directory}/io.stat"),
-        "hugetlb": _hugetlb(directory, "current", "max"),
-    }
-
-
 def _v2_memory(directory: str) -> Document:
-    raw = _pairs(f"{directory}/memory.stat")
+    raw = pairs(content_of(f"{directory}/memory.stat"))
     found: Document = {"cache": raw.get("file", 0), "raw": raw}
-    for name, prefix in (("usage", "memory"), ("swap", "memory.swap")):
+    for name, prefix in _V2_MEMORY.items():
         if os.path.exists(f"{directory}/{prefix}.current"):
             found[name] = {
                 "limit": _limit(f"{directory}/{prefix}.max"),
                 "usage": _number(f"{directory}/{prefix}.current"),
                 "max": _number(f"{directory}/{prefix}.peak"),
-                "failcnt": _pairs(f"{directory}/{prefix}.events").get("max", 0),
+                "failcnt": pairs(content_of(f"{directory}/{prefix}.events")).get("max", 0),
             }
     return found
 
 
-def _v2_io(file: str) -> Document:
-    """Read lines like "8:0 rbytes=4096 wbytes=0 rios=1 wios=0"."""
+def _pids(stats: CgroupStats, details: CgroupDetails) -> Document:
+    """As in runc: 0 is for no limit here."""
+    if stats.tasks is None:
+        return {}
+    return {"current": stats.tasks, "limit": details.max_tasks or 0}
+
+
+def _blkio(devices: Sequence[DeviceIO]) -> Document:
     found: Document = {}
-    for line in _text(file).splitlines():
-        device, *fields = line.split()
-        major, minor = map(int, device.split(":"))
-        for field in fields:
-            key, _, value = field.partition("=")
-            if key in _V2_IO:
-                name, operation = _V2_IO[key]
-                entry = {"major": major, "minor": minor, "op": operation, "value": int(value)}
-                found.setdefault(name, []).append(entry)
+    for device in devices:
+        for name, values in (
+            ("ioServiceBytesRecursive", device.bytes),
+            ("ioServicedRecursive", device.operations),
+        ):
+            found.setdefault(name, []).extend(_entries(device, values))
     return found
 
 
-def _throttling(counted: dict[str, int], throttled: int) -> Document:
-    return {
-        "periods": counted.get("nr_periods", 0),
-        "throttledPeriods": counted.get("nr_throttled", 0),
-        "throttledTime": throttled,
-    }
-
-
-def _pids(directory: str) -> Document:
-    limit = _limit(f"{directory}/pids.max")
-    # As in runc: 0 is for no limit here.
-    return {
-        "current": _number(f"{directory}/pids.current"),
-        "limit": 0 if limit == _UNLIMITED else limit,
-    }
+def _entries(device: DeviceIO, values: Mapping[str, int]) -> list[Document]:
+    where = {"major": device.major, "minor": device.minor}
+    return [{**where, "op": operation, "value": value} for operation, value in values.items()]
 
 
 def _hugetlb(directory: str, usage: str, maximum: str) -> Document:
+    """Return the huge pages by size; v2 keeps no peak, and runc shows the limit there."""
     found: Document = {}
     for name in sorted(os.listdir(directory)):
         kind, size, *rest = [*name.split("."), ""]
@@ -184,26 +154,10 @@ def _hugetlb(directory: str, usage: str, maximum: str) -> Document:
     return found
 
 
-def _text(file: str) -> str:
-    """Read a file; one that this kernel or controller does not have is empty."""
-    try:
-        with open(file, encoding="ascii") as source:
-            return source.read()
-    except FileNotFoundError:
-        return ""
-
-
-def _pairs(file: str) -> dict[str, int]:
-    fields = (line.split() for line in _text(file).splitlines())
-    return {pair[0]: int(pair[1]) for pair in fields if len(pair) == 2 and pair[1].isdigit()}
-
-
 def _number(file: str) -> int:
-    content = _text(file).strip()
-    return int(content) if content.isdigit() else 0
+    return number(content_of(file)) or 0
 
 
 def _limit(file: str) -> int:
-    content = _text(file).strip()
-    limit = int(content) if content.isdigit() else _UNLIMITED
-    return _UNLIMITED if limit >= _MAX_LIMIT else limit
+    limit = limit_of(content_of(file))
+    return _UNLIMITED if limit is None else limit

@@ -12,7 +12,7 @@ from typing import Any
 from runtimeshim import wire
 from runtimeshim.linux import cgroups
 from runtimeshim.linux.syscalls import set_child_subreaper
-from runtimeshim.oci import hooks, init, intel_rdt, net_devices, scheduling
+from runtimeshim.oci import filters, hooks, init, intel_rdt, net_devices, scheduling
 from runtimeshim.oci import spec as oci_spec
 from runtimeshim.oci.errors import SpecError, StageError
 from runtimeshim.oci.idmaps import IdMaps
@@ -21,6 +21,14 @@ from runtimeshim.oci.stdio import Streams
 
 # config.json holds a seccomp profile and mounts; one that is larger is no honest spec.
 MAX_SPEC = 8 * 1024 * 1024
+
+
+def _load_modules(linux: Mapping[str, Any]) -> None:
+    """Import, ahead of the fork, what not every container needs."""
+    if linux.get("seccomp"):
+        filters.load()
+    if linux.get("netDevices"):
+        net_devices.load()
 
 
 class Container:
@@ -63,6 +71,7 @@ class Container:
             began = time.monotonic_ns()
             oci_spec.check_cgroup_path(self.cgroup_path)
             linux: Mapping[str, Any] = self.spec.get("linux") or {}
+            _load_modules(linux)
             namespaces = Namespaces(linux.get("namespaces") or (), linux)
             undo.append(namespaces.close)
             self._idmaps = IdMaps(self.spec, namespaces.user_fd)

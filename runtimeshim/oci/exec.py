@@ -9,7 +9,7 @@ from typing import Any
 
 from runtimeshim import wire
 from runtimeshim.linux import cgroups
-from runtimeshim.oci import join, spec
+from runtimeshim.oci import filters, join, spec
 from runtimeshim.oci.errors import SpecError, StageError
 from runtimeshim.oci.namespaces import Namespaces
 
@@ -54,6 +54,8 @@ def start(
         spec.check_process(wanted)
     except SpecError as err:
         raise StageError("spec", str(err), "spec") from err
+    if target.linux.get("seccomp"):
+        filters.load()
     ours, theirs = wire.pair()
     with ours:
         namespaces = Namespaces([])

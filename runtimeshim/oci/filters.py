@@ -6,14 +6,23 @@ for the same profile, libseccomp and machine, and the directory does not outlive
 
 from __future__ import annotations
 
-import hashlib
-import json
+import marshal
 import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from runtimeshim.linux import seccomp
+
+
+def load() -> None:
+    """Import what `prepare` needs of a profile: in the init, after the fork, it would be too late.
+
+    OpenSSL comes along, so a container without a profile goes without.
+    """
+    import hashlib  # noqa: F401 - kept by sys.modules
+
+    seccomp.load_library()
 
 
 def prepare(profile: Mapping[str, Any] | None, cache: str | None) -> Callable[[], int] | None:
@@ -31,7 +40,10 @@ def prepare(profile: Mapping[str, Any] | None, cache: str | None) -> Callable[[]
 
 
 def _cached(profile: Mapping[str, Any], cache: str) -> bytes:
-    digest = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()
+    import hashlib  # as `load` has done
+
+    # Version 2 has no references to what came before: equal profiles have equal bytes.
+    digest = hashlib.sha256(marshal.dumps(dict(profile), 2)).hexdigest()
     path = f"{cache}/{digest}.bpf"
     try:
         with open(path, "rb") as stored:

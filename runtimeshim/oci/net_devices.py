@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from runtimeshim.linux.rtnetlink import Netlink, open_in
 from runtimeshim.oci.errors import StageError
+
+if TYPE_CHECKING:
+    from runtimeshim.linux.rtnetlink import Netlink
+
+
+def load() -> None:
+    """Import what `move_all` needs: few containers have any such device."""
+    from runtimeshim.linux import rtnetlink  # noqa: F401 - kept by sys.modules
 
 
 def move_all(wanted: Mapping[str, Any], pid: int) -> None:
@@ -14,6 +21,8 @@ def move_all(wanted: Mapping[str, Any], pid: int) -> None:
 
     The kernel takes the addresses away at the move. Raises StageError.
     """
+    from runtimeshim.linux.rtnetlink import Netlink, open_in
+
     ours, theirs = Netlink(), open_in(pid)
     try:
         for name, device in wanted.items():

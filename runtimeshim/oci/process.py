@@ -28,8 +28,8 @@ IGNORED_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP)
 def reset_signals() -> None:
     """Give the program to come default dispositions and an empty mask."""
     for number in IGNORED_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        syscalls.default_signal(number)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def set_rlimits(rlimits: Sequence[Mapping[str, Any]]) -> None:
@@ -101,7 +101,7 @@ def _home(uid: int) -> str:
         # A link may lead to procfs, whose files have no size: to read kmsg would consume it.
         if not stat.S_ISREG(found.st_mode) or found.st_size == 0:
             return "/"
-        content = os.read(fd, MAX_PASSWD)
+        content = os.read(fd, min(found.st_size, MAX_PASSWD))
     except OSError:  # what cannot be read names nobody
         return "/"
     finally:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtimeshim import wire
+from runtimeshim.linux import mounts
 from runtimeshim.oci import container as oci
 from runtimeshim.oci import rootfs
 from runtimeshim.oci.errors import StageError
@@ -248,8 +249,33 @@ def _mount_root(spec: Mapping[str, Any], bundle: str, overlay: Mapping[str, Any]
     try:
         rootfs.detach_from_host(propagation, target)
         rootfs.mount_overlay(overlay, target)
+        _mount_overlays(spec, bundle)
     except OSError as err:
         raise StageError("rootfs", str(err)) from err
+
+
+def _mount_overlays(spec: Mapping[str, Any], bundle: str) -> None:
+    """Mount image volumes, which then are binds to the binary: mount(2) knows no `lowerdir+`."""
+    changed = False
+    for number, mount in enumerate(spec.get("mounts") or ()):
+        layers = [o for o in mount.get("options") or () if o.startswith("lowerdir+=")]
+        if mount.get("type") != "overlay" or not layers:
+            continue
+        data = [("source", "image"), *(("lowerdir+", o.partition("=")[2]) for o in layers)]
+        target = f"{bundle}/overlay-{number}"
+        os.mkdir(target, 0o755)
+        fd = mounts.new_mount("overlay", data, mounts.MOUNT_ATTR_RDONLY)
+        try:
+            mounts.move_mount(fd, mounts.AT_FDCWD, target)
+        finally:
+            os.close(fd)
+        others = [option for option in mount["options"] if option not in layers]
+        mount.update(type="bind", source=target, options=["rbind", *others])
+        changed = True
+    if changed:
+        with open("config.json.new", "x", encoding="utf-8") as file:
+            json.dump(spec, file)
+        os.rename("config.json.new", "config.json")
 
 
 def _spawn(argv: Sequence[str], fds: Sequence[int]) -> int:

@@ -55,8 +55,8 @@ class Keeper:
         fds = task.fds()
         for name, (read, write) in rests.items():
             fds[f"{name}-rest-r"], fds[f"{name}-rest-w"] = read, write
-        message = {"op": "keep", "names": list(fds), "pid": task.pid, "state": dict(state)}
-        self._send(message, list(fds.values()))
+        message = {"op": "keep", "names": list(fds), "pid": task.pid, "shim": os.getpid()}
+        self._send({**message, "state": dict(state)}, list(fds.values()))
 
     def started(self) -> None:
         """The program runs."""

@@ -13,6 +13,9 @@ MAX_LINE = 16 * 1024
 
 LOG_MODE = 0o640
 
+# A line of the log has the time, the stream and the tag beside its text: 45 bytes.
+MAX_LOG_LINE = MAX_LINE + 64
+
 
 def timestamp(ns: int) -> bytes:
     """Return nanoseconds since the epoch as RFC 3339 in UTC, with nine digits."""
@@ -76,6 +79,23 @@ class LogFile:
                 view = view[os.write(self._fd, view) :]
         except OSError:  # ENOSPC and its like: counted, told by state, and tried anew next time
             self.lost_bytes += len(view)
+            self.mend()
+
+    def mend(self) -> None:
+        """Cut off a last line that is not whole: its write failed, or its writer was killed in it.
+
+        Never raises. A pipe is something else than a file, and has nothing to be cut off.
+        """
+        if self._fd is None:
+            return
+        try:
+            size = os.fstat(self._fd).st_size
+            start = max(0, size - MAX_LOG_LINE)
+            end = start + os.pread(self._fd, size - start, start).rfind(b"\n") + 1
+            if start < end < size or start == 0 < size != end:
+                os.ftruncate(self._fd, end)
+        except OSError:  # what cannot be read back stays as it is
+            return
 
     def reopen(self) -> None:
         """Open the path anew; on an error the old file stays in use. Raises OSError."""
@@ -88,5 +108,5 @@ class LogFile:
 
 
 def _open(path: str) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(path, flags, LOG_MODE)

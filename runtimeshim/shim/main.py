@@ -7,7 +7,8 @@ import socket
 from collections.abc import Mapping
 
 from runtimeshim import wire
-from runtimeshim.linux import capabilities, cgroups, seccomp, syscalls
+from runtimeshim.linux import capabilities, cgroups, syscalls
+from runtimeshim.oci import filters, net_devices
 from runtimeshim.oci.errors import StageError
 from runtimeshim.shim import keeper, supervisor
 from runtimeshim.shim.creator import Creator
@@ -24,9 +25,10 @@ _open_files: tuple[int, int] | None = None
 def prepare() -> None:
     """Do once, in the spawner, what every shim would have to do again."""
     raise_open_files()
-    seccomp.load_library()
+    filters.load()
     capabilities.last()
     cgroups.hierarchy()
+    net_devices.load()
 
 
 def stand_by(keeper_fd: int) -> None:
@@ -70,6 +72,7 @@ def _adopt(adoption: wire.Message, fds: Mapping[str, int], kept: socket.socket) 
     """Be the shim of a container that has lost its own; `fds` are what the spawner has kept."""
     message, state = adoption["ward"], adoption["state"]
     log = LogFile(message["options"]["log_path"])
+    log.mend()  # of a line whose write was killed; what it was made of has not been consumed
     task = Task(handler_of(message), message, state, fds)
     task.warnings.append("its first shim was killed; another one adopted it")
     running = bool(state["running"])

@@ -28,10 +28,9 @@ from podsandbox.lifecycle import WORKER, Sandboxes, SandboxRuntime
 from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.cni import CNINetwork
-from podsandbox.network.netns import enter
 from podsandbox.network.pod_cidrs import PodCIDRs
 from runtimeshim.client import Spawner
-from runtimeshim.linux import cgroups
+from runtimeshim.linux import cgroups, syscalls
 from tests.integration import leaks
 from tests.integration.daemon import wait_for
 
@@ -193,7 +192,11 @@ def inside(netns: str | Path, work: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
-            enter(netns)
+            fd = os.open(netns, os.O_RDONLY)
+            try:
+                syscalls.setns(fd, syscalls.CLONE_NEWNET)
+            finally:
+                os.close(fd)
             results.append(work())
         except BaseException as err:  # noqa: BLE001 - raised again in the caller
             failures.append(err)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import random
 import signal
@@ -66,10 +68,16 @@ async def kill_spawner(rt: harness.Runtime) -> None:
     await harness.until(lambda: rt.spawner.pid != old and harness.alive(rt.spawner.pid))
 
 
+# How often one is killed in all; the long run of issue 3 has 100 (hack/test says how).
+KILLS = int(os.environ.get("CRISERVER_TEST_KILLS", "20"))
+KILLS_OF_ONE = 10  # container
+
+CHUNK = 1 << 16  # bytes: what a pipe holds
+
 # Bursts with pauses: long enough for many kills, and with data in the pipe when they come.
 COUNT = (
-    "i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i;"
-    "[ $((i %% 500)) = 0 ] && sleep 0.02; done; exit 9"
+    "trap 'exit %d' TERM; i=0; while :; do i=$((i+1)); echo line $i;"
+    "[ $((i %% 500)) = 0 ] && sleep 0.02; done"
 )
 
 
@@ -190,32 +198,45 @@ def _is_ward(rt: harness.Runtime, shim: int) -> bool:
 async def test_no_line_is_lost_or_torn_however_often_shim_and_spawner_are_killed(
     rt: harness.Runtime,
 ) -> None:
-    """At most the chunk in flight is repeated, whole: the lines without repeats are all of them."""
+    """Of a kill, at most the chunk in flight is repeated, and whole; every exit code is right."""
     chance = random.Random(7)
-    total = 100_000
-    shim = await rt.start(rt.spec(["sh", "-c", COUNT % total]))
-    rounds = 0
-    while exit_record.read(shim.bundle) is None and rounds < 30:
-        try:
-            old = shim_pid(shim)
-        except LookupError:  # over
-            break
-        if chance.random() < 0.3:
-            await kill_spawner(rt)
-            await harness.until(lambda old=old: not harness.alive(old) or _is_ward(rt, old))  # type: ignore[misc]
-        else:
-            os.kill(old, signal.SIGKILL)
-            await harness.until(lambda old=old: _replaced(shim, old))  # type: ignore[misc]
-        rounds += 1
-    assert rounds >= 5
-    await harness.until(lambda: exit_record.read(shim.bundle) is not None, 120)
-    record = exit_record.read(shim.bundle)
-    assert record is not None
-    assert record.exit_code == 9
-    lines = rt.output().splitlines()
-    assert sorted(set(lines), key=lambda line: int(line.split()[1])) == [
-        f"line {n}" for n in range(1, total + 1)
-    ]
+    for number in range(max(1, KILLS // KILLS_OF_ONE)):
+        name = f"n{number}"
+        spec = rt.spec(["sh", "-c", COUNT % (number + 1)], name)
+        shim = await rt.start(spec, name)
+        kills = 0
+        for _ in range(KILLS_OF_ONE):
+            await asyncio.sleep(chance.uniform(0, 0.05))
+            kills += await _kill_one(rt, shim, chance)
+        os.kill(shim.pid, signal.SIGTERM)
+        await harness.until(lambda bundle=shim.bundle: exit_record.read(bundle) is not None, 120)  # type: ignore[misc]
+        record = exit_record.read(shim.bundle)
+        assert record is not None
+        assert record.exit_code == number + 1
+        check_lines(rt.output(name).splitlines(), kills)
+
+
+async def _kill_one(rt: harness.Runtime, shim: Shim, chance: random.Random) -> int:
+    """Kill the shim or, less often, the spawner; returns how many shims were killed."""
+    old = shim_pid(shim)
+    if chance.random() < 0.3:
+        await kill_spawner(rt)
+        await harness.until(lambda: _is_ward(rt, old))
+        return 0
+    os.kill(old, signal.SIGKILL)
+    await harness.until(lambda: _replaced(shim, old))
+    return 1
+
+
+def check_lines(lines: list[str], kills: int) -> None:
+    """Assert that all lines are there in their order, but for chunks that come twice."""
+    numbers = [int(line.removeprefix("line ")) for line in lines]
+    assert sorted(set(numbers)) == list(range(1, max(numbers) + 1))
+    jumps = [(a, b) for a, b in itertools.pairwise(numbers) if b != a + 1]
+    assert len(jumps) <= kills
+    for last, again in jumps:
+        repeated = sum(len(f"line {n}\n") for n in range(again, last + 1))
+        assert 0 < repeated <= CHUNK, (last, again)
 
 
 def _replaced(shim: Shim, old: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 
 from api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from imageservice.settings import ImageSettings
 from imageservice.store import Image
 from tests.integration import images
 from tests.integration.image_fixtures import Images, running_images, tree
+from tests.integration.odd_registry import odd_registry
 from tests.integration.registry import Registry
 
 pytestmark = pytest.mark.integration
@@ -141,6 +144,29 @@ async def test_what_a_broken_pull_left_is_collected(service: Images, registry: R
     assert service.service._store.layer(top) is not None  # for a day
     assert (await service.service.admin.collect(unused=False)).layers == 1
     assert service.left() == []
+
+
+async def test_what_a_pull_in_progress_has_made_is_not_collected(service: Images) -> None:
+    first = images.files_layer({"one": os.urandom(10_000)})
+    second = images.files_layer({"two": os.urandom(10_000)})
+    released = asyncio.Event()
+    async with odd_registry() as odd:
+
+        async def hold(request: web.Request) -> web.StreamResponse:
+            await released.wait()
+            return await odd.serve(request)
+
+        odd.hooks[images.digest(second.blob)] = hold
+        image = images.Image((first, second))
+        pull = asyncio.create_task(service.pull(odd.add("app", image)))
+        async with asyncio.timeout(30):
+            while "layers: 1" not in service.left():  # noqa: ASYNC110 - the database does not signal
+                await asyncio.sleep(0.01)
+        collected = await service.service.admin.collect(unused=True)
+        assert (collected.layers, collected.blobs) == (0, 0)
+        released.set()
+        assert (await pull).id == image.id
+        assert sum(images.digest(first.blob) in path for path in odd.paths()) == 1
 
 
 # -- inspection -------------------------------------------------------------------------------

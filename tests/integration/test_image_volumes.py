@@ -161,6 +161,24 @@ def test_a_volume_in_a_user_namespace_keeps_the_images_owners(pods: Pods) -> Non
     pods.assert_remains(before)
 
 
+def test_an_image_of_128_layers_runs_and_is_a_volume(
+    pods: Pods, pod: str, registry: Registry
+) -> None:
+    layers = [images.files_layer({f"many/{number:03}": str(number)}) for number in range(127)]
+    images.push(registry.address, "many", images.busybox(*layers))
+    name = "registry.test/many:latest"
+    request = cri.PullImageRequest(image=cri.ImageSpec(image=name))
+    pods.daemon.images.PullImage(request, timeout=RPC_SECONDS)
+    container = pods.run(
+        pod,
+        *("sh", "-c", "ls /many | wc -l; ls /volume | wc -l; cat /many/000 /volume/126"),
+        image=cri.ImageSpec(image=name),
+        mounts=[mount(image=name, image_sub_path="many")],
+    )
+    assert pods.exited(container).exit_code == 0, pods.output(container)
+    assert pods.output(container) == ["127", "127", "0126"]
+
+
 def test_volumes_leave_nothing(pods: Pods) -> None:
     before = pods.remains()
     pod = pods.run_pod()

@@ -247,6 +247,18 @@ async def test_several_daemons_find_different_bridges_and_subnets(tmp_path: Path
             await network.close()
 
 
+@pytest.mark.parametrize("host_ip", ["", "127.0.0.1"])
+async def test_a_host_port_of_another_daemon_is_refused(world: World, host_ip: str) -> None:
+    async with new_world() as other:
+        port = free_port()
+        await other.create(with_port(port, host_ip=host_ip))
+        with pytest.raises(AlreadyExistsError, match=f"{port}/tcp is in use .* {other.bridge}"):
+            await world.create(with_port(port))
+        assert not world.builtin._leases.holders()
+        await world.create(with_port(port, protocol=cri.UDP))
+        await world.create(with_port(port, host_ip="127.0.0.2") if host_ip else with_port(1))
+
+
 @pytest.mark.parametrize("candidates", ["SUBNETS", "BRIDGES"])
 async def test_a_host_without_a_free_name_or_subnet_is_an_error_that_says_what_to_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, candidates: str

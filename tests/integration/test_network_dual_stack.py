@@ -84,6 +84,17 @@ async def test_a_host_port_is_open_over_both_families(
     assert exchange(netns, 8080, HOST, ("127.0.0.1", port)) == gateways[0]
 
 
+async def test_a_host_port_with_an_ipv6_host_ip_is_open_there_only(world: World) -> None:
+    port = free_port()
+    with other_machine() as far, other_machine() as other:
+        mapping = cri.PortMapping(container_port=80, host_port=port, host_ip=far.host_ip6)
+        netns = world.netns(await world.create(pod_config(port_mappings=[mapping])))
+        assert tcp(netns, 80, far.netns, (far.host_ip6, port)) == far.ip6
+        for machine, address in ((far, far.host_ip), (other, other.host_ip6)):
+            with pytest.raises(ConnectionRefusedError):
+                tcp(netns, 80, machine.netns, (address, port))
+
+
 async def test_the_ipv6_loopback_refuses_at_once_so_that_localhost_falls_back(world: World) -> None:
     port = free_port()
     await world.create(with_port(port, 80, cri.TCP))

@@ -77,6 +77,23 @@ async def test_a_container_lives_by_the_binary_from_create_to_delete(rt: harness
     assert shim.timings.keys() >= {"rootfs", "create", "total"}
 
 
+async def test_an_image_volume_is_mounted_for_it(rt: harness.Runtime) -> None:
+    layers = [rt.directory / name for name in ("top", "base")]
+    for layer in layers:
+        layer.mkdir()
+        (layer / layer.name).write_text(layer.name)
+    spec = rt.spec(["sh", "-c", "cat /volume/*; touch /volume/x 2>&1 || exit 7"])
+    options = [*(f"lowerdir+={layer}" for layer in layers), "ro", "nodev"]
+    spec["mounts"].append(
+        {"destination": "/volume", "type": "overlay", "source": "image", "options": options}
+    )
+    shim = await rt.start(spec, runtime=RUNC)
+    assert (await shim.wait()).exit_code == 7
+    assert "basetop" in rt.output()
+    assert "Read-only" in rt.output()
+    assert not [mount for mount in leaks.mounts() if str(rt.directory) in mount]
+
+
 async def test_signals_reach_it(rt: harness.Runtime) -> None:
     shim = await start(
         rt, ["sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.02; done"]

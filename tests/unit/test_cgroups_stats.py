@@ -97,7 +97,7 @@ def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StatsReader:
 
 
 def test_cpu_is_in_nanoseconds(v1: StatsReader, tmp_path: Path) -> None:
-    assert v1.stats("/a").cpu == Cpu(5 * 10**9, 3 * 10**9, 10**9, 10, 4, 77)
+    assert v1.stats("/a", more=True).cpu == Cpu(5 * 10**9, 3 * 10**9, 10**9, 10, 4, 77)
 
 
 def test_cpu_is_in_nanoseconds_on_v2(v2: StatsReader) -> None:
@@ -105,13 +105,20 @@ def test_cpu_is_in_nanoseconds_on_v2(v2: StatsReader) -> None:
 
 
 def test_memory_of_v1_counts_the_descendants(v1: StatsReader) -> None:
-    memory = v1.stats("/a").memory
+    memory = v1.stats("/a", more=True).memory
     assert memory is not None
     assert (memory.usage, memory.working_set, memory.rss, memory.cache) == (1000, 700, 500, 400)
     assert (memory.faults, memory.own_faults, memory.major_faults) == (9, 5, 2)
     assert (memory.peak, memory.failures, memory.kernel) == (2000, 3, 30)
     # The file counts memory and swap together; no limit is none, whatever the number.
     assert (memory.swap, memory.limit, memory.swap_limit) == (200, None, None)
+
+
+def test_what_only_monitoring_needs_is_not_read_for_others(v1: StatsReader) -> None:
+    plain = v1.stats("/a")
+    assert plain.cpu == Cpu(5 * 10**9)
+    assert plain.memory is not None
+    assert (plain.memory.peak, plain.memory.failures, plain.memory.kernel) == (None, 0, None)
 
 
 def test_memory_of_v2(v2: StatsReader) -> None:

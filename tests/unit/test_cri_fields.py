@@ -26,7 +26,7 @@ from criserver.handlers import FUNCTIONS, STREAMS
 from criserver.host_devices import requested
 from criserver.users import resolve_user
 from podsandbox.lifecycle import SandboxRuntime
-from podsandbox.plan import plan_sandbox
+from podsandbox.plan import SandboxHost, plan_sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "cri-fields.md").read_text()
@@ -287,6 +287,21 @@ PLAN: dict[str, tuple[cri.PodSandboxConfig, cri.PodSandboxConfig]] = {
         pod(),
         pod(resources=cri.LinuxContainerResources(cpu_shares=5)),
     ),
+    "LinuxPodSandboxConfig.overhead": (
+        pod(resources=cri.LinuxContainerResources(memory_limit_in_bytes=5)),
+        pod(
+            resources=cri.LinuxContainerResources(memory_limit_in_bytes=5),
+            overhead=cri.LinuxContainerResources(memory_limit_in_bytes=6),
+        ),
+    ),
+    "LinuxSandboxSecurityContext.selinux_options": (
+        pod(),
+        pod(
+            security_context=cri.LinuxSandboxSecurityContext(
+                selinux_options=cri.SELinuxOption(level="s1")
+            )
+        ),
+    ),
     "LinuxPodSandboxConfig.security_context": (
         pod(),
         pod(
@@ -366,7 +381,6 @@ TESTED = {
     "UpdatePodSandboxResourcesRequest.resources":
         f"{UPDATE}::test_a_pod_with_a_cgroup_of_its_own_is_resized",
     "UpdatePodSandboxResourcesRequest.overhead": f"{UPDATE}::test_the_overhead_is_recorded",
-    "LinuxPodSandboxConfig.overhead": f"{UPDATE}::test_the_overhead_is_recorded",
     "CreateContainerRequest.pod_sandbox_id":
         f"{BAD_INPUT}::test_a_container_of_an_unknown_sandbox",
     "CreateContainerRequest.config": f"{BAD_INPUT}::test_containers",
@@ -500,7 +514,8 @@ def test_a_change_of_a_containers_config_changes_what_is_made(field: str) -> Non
 @pytest.mark.parametrize("field", PLAN)
 def test_a_change_of_a_pods_config_changes_its_plan(field: str) -> None:
     before, after = PLAN[field]
-    plans = [dataclasses.asdict(plan_sandbox("s", each)) for each in (before, after)]
+    host = SandboxHost(selinux=True)
+    plans = [dataclasses.asdict(plan_sandbox("s", each, host)) for each in (before, after)]
     assert plans[0] != plans[1], f"{field} has no effect"
 
 

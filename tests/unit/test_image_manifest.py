@@ -83,6 +83,8 @@ def candidate(platform: Platform | None, digest: str = DIGEST) -> Candidate:
         ("linux/amd64", ["linux/amd64/v3", "linux/amd64"], 1),
         ("linux/amd64", ["unknown/unknown", "linux/amd64"], 1),
         ("linux/amd64", ["linux/amd64", "linux/amd64"], 0),
+        ("linux/amd64", ["linux/386", "linux/amd64"], 1),
+        ("linux/amd64", ["linux/arm64/v8", "linux/386"], 1),
     ],
 )
 def test_the_best_platform_is_chosen(machine: str, there: list[str], chosen: int) -> None:

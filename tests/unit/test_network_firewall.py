@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 
 from podsandbox.network.addresses import HostPort
-from podsandbox.network.firewall import element, ruleset
+from podsandbox.network.firewall import PortKey, collision, element, ruleset
 from podsandbox.network.links import overlaps
 from podsandbox.network.rtnetlink import Route
 from runtimeshim.linux.nftables import Nftables, NftablesError
@@ -77,3 +77,19 @@ def test_a_refused_command_is_an_error_with_the_librarys_words() -> None:
         assert not caught.value.missing and not caught.value.exists
     finally:
         nft.close()
+
+
+@pytest.mark.parametrize(
+    ("taken", "expected"),
+    [
+        ((4, "tcp", "", 80), True),
+        ((4, "tcp", "10.0.0.1", 80), True),
+        ((4, "tcp", "10.0.0.9", 80), False),
+        ((6, "tcp", "", 80), False),
+        ((4, "udp", "", 80), False),
+        ((4, "tcp", "", 81), False),
+    ],
+)
+def test_a_port_collides_with_the_same_of_another(taken: PortKey, expected: bool) -> None:
+    port = HostPort("tcp", "10.0.0.1", 80, "10.1.0.2", 8080)
+    assert (collision([port], [taken]) is port) == expected

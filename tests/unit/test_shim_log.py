@@ -38,6 +38,24 @@ def parse(log: bytes) -> list[tuple[bytes, bytes]]:
     return [(line.split(b" ", 3)[2], line.split(b" ", 3)[3]) for line in lines]
 
 
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        (b"", b""),
+        (b"whole\n", b"whole\n"),
+        (b"whole\ntorn", b"whole\n"),
+        (b"torn", b""),
+        (b"x" * 30_000 + b"\ntorn", b"x" * 30_000 + b"\n"),
+        (b"whole\n" + b"x" * 30_000, b"whole\n" + b"x" * 30_000),  # no line of ours
+    ],
+)
+def test_a_torn_last_line_is_cut_off(tmp_path, content, kept):
+    path = tmp_path / "log"
+    path.write_bytes(content)
+    LogFile(str(path)).mend()
+    assert path.read_bytes() == kept
+
+
 def test_a_timestamp_is_rfc3339_with_nine_digits() -> None:
     assert timestamp(1_600_000_000_000_000_042) == b"2020-09-13T12:26:40.000000042Z"
 

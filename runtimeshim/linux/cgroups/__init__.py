@@ -7,8 +7,6 @@ import os
 
 from runtimeshim.linux.cgroups.base import CgroupManager, OomWatch
 from runtimeshim.linux.cgroups.files import PROCS, CgroupError
-from runtimeshim.linux.cgroups.v1 import Hierarchy, V1Manager
-from runtimeshim.linux.cgroups.v2 import V2Manager
 
 __all__ = ["CgroupError", "CgroupManager", "OomWatch", "hierarchy", "manager"]
 
@@ -32,23 +30,29 @@ def manager(root: str = ROOT) -> CgroupManager:
     """Find out which cgroup version is mounted at `root` and return its manager.
 
     A hybrid machine counts as version 1, as in the kubelet and containerd: the limits live in the
-    v1 hierarchies. Its v2 tree is not used: joining it costs more than all others together.
+    v1 hierarchies. Its v2 tree is not used: joining it costs more than all others together. The
+    code of the other version is never imported.
     """
     if os.path.exists(f"{root}/cgroup.controllers"):
+        from runtimeshim.linux.cgroups.v2 import V2Manager
+
         return V2Manager(root)
+    from runtimeshim.linux.cgroups.v1 import Hierarchy, V1Manager
+
     hierarchies, links = _v1_hierarchies(root)
     if not hierarchies:
         raise CgroupError(errno.ENODEV, "no cgroup hierarchy is mounted", root)
     unified = f"{root}/{UNIFIED}"
-    return V1Manager(hierarchies, links, unified if os.path.isdir(unified) else None)
+    mounted = [Hierarchy(name, f"{root}/{name}") for name in hierarchies]
+    return V1Manager(mounted, links, unified if os.path.isdir(unified) else None)
 
 
-def _v1_hierarchies(root: str) -> tuple[list[Hierarchy], list[tuple[str, str]]]:
+def _v1_hierarchies(root: str) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the hierarchies below `root`, and the (link, target) of controllers mounted together.
 
     systemd mounts e.g. "cpu,cpuacct" and makes the links "cpu" and "cpuacct" to it.
     """
-    hierarchies: list[Hierarchy] = []
+    hierarchies: list[str] = []
     links: list[tuple[str, str]] = []
     try:
         names = sorted(os.listdir(root))
@@ -59,7 +63,7 @@ def _v1_hierarchies(root: str) -> tuple[list[Hierarchy], list[tuple[str, str]]]:
         if os.path.islink(directory):
             links.append((name, os.readlink(directory)))
         elif _is_v1(directory):
-            hierarchies.append(Hierarchy(name, directory))
+            hierarchies.append(name)
     return hierarchies, links
 
 

@@ -129,18 +129,22 @@ class StatsReader:
         }
         self._sizes = _huge_page_sizes(self._roots.get("hugetlb", self._roots.get("", "")))
 
-    def stats(self, path: str) -> CgroupStats:
-        """Return CPU, memory, tasks and pressure of the cgroup `path`."""
+    def stats(self, path: str, *, more: bool = False) -> CgroupStats:
+        """Return CPU, memory, tasks and pressure of the cgroup `path`.
+
+        With `more` also what monitoring asks for of CPU and memory, which v1 has in files of
+        their own: throttling, the parts of CPU time, the peak, failures and kernel memory.
+        """
         if self._version == 1:
-            return self._stats_v1(path)
+            return self._stats_v1(path, more)
         directory = self._roots[""] + path
-        counted = _pairs(_read(f"{directory}/cpu.stat"))
+        counted = pairs(content_of(f"{directory}/cpu.stat"))
         if not counted and not os.path.exists(directory):
             raise CgroupError(errno.ENOENT, "the cgroup is gone", directory)
         return CgroupStats(
             _cpu_v2(counted) if "usage_usec" in counted else None,
             _memory_v2(directory),
-            _number(_read(f"{directory}/pids.current")),
+            number(content_of(f"{directory}/pids.current")),
             _pressures(directory),
         )
 
@@ -149,52 +153,60 @@ class StatsReader:
         if self._version == 2:
             directory = self._roots[""] + path
             return CgroupDetails(
-                _number(_read(f"{directory}/pids.max")),
-                _io_v2(_read(f"{directory}/io.stat")),
+                number(content_of(f"{directory}/pids.max")),
+                _io_v2(content_of(f"{directory}/io.stat")),
                 _huge_pages_v2(directory, self._sizes),
-                _pairs(_read(f"{directory}/memory.events")).get("oom_kill", 0),
+                pairs(content_of(f"{directory}/memory.events")).get("oom_kill", 0),
             )
         return self._details_v1(path)
 
-    def _stats_v1(self, path: str) -> CgroupStats:
+    def _stats_v1(self, path: str, more: bool) -> CgroupStats:
         cpu = None
         if "cpuacct" in self._roots:
-            total = _number(self._v1("cpuacct", path, "cpuacct.usage"))
+            total = number(self._v1("cpuacct", path, "cpuacct.usage"))
             if total is None:
                 raise CgroupError(errno.ENOENT, "the cgroup is gone", self._roots["cpuacct"] + path)
-            cpu = _cpu_v1(
-                total,
-                _pairs(self._v1("cpuacct", path, "cpuacct.stat")),
-                _pairs(self._v1("cpu", path, "cpu.stat")),
-            )
+            cpu = self._cpu_v1(path, total) if more else Cpu(total)
         memory = self._roots.get("memory")
         return CgroupStats(
             cpu,
-            None if memory is None else _memory_v1(memory + path),
-            _number(self._v1("pids", path, "pids.current")),
+            None if memory is None else _memory_v1(memory + path, more),
+            number(self._v1("pids", path, "pids.current")),
+        )
+
+    def _cpu_v1(self, path: str, total: int) -> Cpu:
+        ticks = pairs(self._v1("cpuacct", path, "cpuacct.stat"))
+        throttling = pairs(self._v1("cpu", path, "cpu.stat"))
+        return Cpu(
+            total,
+            ticks.get("user", 0) * NS_PER_TICK,
+            ticks.get("system", 0) * NS_PER_TICK,
+            throttling.get("nr_periods", 0),
+            throttling.get("nr_throttled", 0),
+            throttling.get("throttled_time", 0),
         )
 
     def _details_v1(self, path: str) -> CgroupDetails:
         return CgroupDetails(
-            _number(self._v1("pids", path, "pids.max")),
+            number(self._v1("pids", path, "pids.max")),
             _io_v1(
                 self._v1("blkio", path, "blkio.throttle.io_service_bytes_recursive"),
                 self._v1("blkio", path, "blkio.throttle.io_serviced_recursive"),
             ),
             _huge_pages_v1(self._roots.get("hugetlb", "") + path, self._sizes),
-            _pairs(self._v1("memory", path, "memory.oom_control")).get("oom_kill", 0),
+            pairs(self._v1("memory", path, "memory.oom_control")).get("oom_kill", 0),
         )
 
     def _v1(self, controller: str, path: str, name: str) -> bytes:
         """Return a file's content, empty without the controller."""
         root = self._roots.get(controller)
-        return b"" if root is None else _read(f"{root}{path}/{name}")
+        return b"" if root is None else content_of(f"{root}{path}/{name}")
 
 
 # -- files --------------------------------------------------------------------------------------
 
 
-def _read(path: str) -> bytes:
+def content_of(path: str) -> bytes:
     """Return a file's content; empty when it, or its cgroup, is not there."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -220,34 +232,24 @@ def _failed(err: OSError, path: str) -> CgroupError:
     return CgroupError(number, f"read: {os.strerror(number)}", path)
 
 
-def _number(content: bytes) -> int | None:
+def number(content: bytes) -> int | None:
     """Return the number in a file; None for "max" and where there is no file."""
     return int(content) if content[:1].isdigit() else None
 
 
-def _limit(content: bytes) -> int | None:
-    number = _number(content)
-    return None if number is None or number > MAX_LIMIT else number
+def limit_of(content: bytes) -> int | None:
+    """Return the limit in a file; None when it is none."""
+    value = number(content)
+    return None if value is None or value > MAX_LIMIT else value
 
 
-def _pairs(content: bytes) -> dict[str, int]:
+def pairs(content: bytes) -> dict[str, int]:
     """Parse lines of "key value"."""
     words = content.decode("ascii").split()
     return dict(zip(words[::2], map(int, words[1::2]), strict=True))
 
 
 # -- CPU ----------------------------------------------------------------------------------------
-
-
-def _cpu_v1(total: int, ticks: Mapping[str, int], throttling: Mapping[str, int]) -> Cpu:
-    return Cpu(
-        total,
-        ticks.get("user", 0) * NS_PER_TICK,
-        ticks.get("system", 0) * NS_PER_TICK,
-        throttling.get("nr_periods", 0),
-        throttling.get("nr_throttled", 0),
-        throttling.get("throttled_time", 0),
-    )
 
 
 def _cpu_v2(counted: Mapping[str, int]) -> Cpu:
@@ -264,16 +266,16 @@ def _cpu_v2(counted: Mapping[str, int]) -> Cpu:
 # -- memory -------------------------------------------------------------------------------------
 
 
-def _memory_v1(directory: str) -> Memory | None:
-    usage = _number(_read(f"{directory}/memory.usage_in_bytes"))
-    raw = _pairs(_read(f"{directory}/memory.stat"))
+def _memory_v1(directory: str, more: bool) -> Memory | None:
+    usage = number(content_of(f"{directory}/memory.usage_in_bytes"))
+    raw = pairs(content_of(f"{directory}/memory.stat"))
     if usage is None or not raw:
         return None
-    both = _number(_read(f"{directory}/memory.memsw.usage_in_bytes"))
-    both_limit = _limit(_read(f"{directory}/memory.memsw.limit_in_bytes"))
-    limit = _limit(_read(f"{directory}/memory.limit_in_bytes"))
+    both = number(content_of(f"{directory}/memory.memsw.usage_in_bytes"))
+    both_limit = limit_of(content_of(f"{directory}/memory.memsw.limit_in_bytes"))
+    limit = limit_of(content_of(f"{directory}/memory.limit_in_bytes"))
     inactive = raw.get("total_inactive_file", 0)
-    return Memory(
+    memory = Memory(
         usage=usage,
         working_set=max(usage - inactive, 0),
         rss=raw.get("total_rss", 0),
@@ -286,18 +288,22 @@ def _memory_v1(directory: str) -> Memory | None:
         own_faults=raw.get("pgfault", 0),
         own_major_faults=raw.get("pgmajfault", 0),
         limit=limit,
-        peak=_number(_read(f"{directory}/memory.max_usage_in_bytes")),
-        failures=_number(_read(f"{directory}/memory.failcnt")) or 0,
-        kernel=_number(_read(f"{directory}/memory.kmem.usage_in_bytes")),
         # v1 counts memory and swap together; memory.stat has the swap alone.
         swap=None if both is None else raw.get("total_swap", 0),
         swap_limit=None if both_limit is None else max(both_limit - (limit or 0), 0),
     )
+    if not more:
+        return memory
+    return memory._replace(
+        peak=number(content_of(f"{directory}/memory.max_usage_in_bytes")),
+        failures=number(content_of(f"{directory}/memory.failcnt")) or 0,
+        kernel=number(content_of(f"{directory}/memory.kmem.usage_in_bytes")),
+    )
 
 
 def _memory_v2(directory: str) -> Memory | None:
-    usage = _number(_read(f"{directory}/memory.current"))
-    raw = _pairs(_read(f"{directory}/memory.stat"))
+    usage = number(content_of(f"{directory}/memory.current"))
+    raw = pairs(content_of(f"{directory}/memory.stat"))
     if usage is None or not raw:
         return None
     inactive = raw.get("inactive_file", 0)
@@ -314,13 +320,13 @@ def _memory_v2(directory: str) -> Memory | None:
         major_faults=raw.get("pgmajfault", 0),
         own_faults=raw.get("pgfault", 0),
         own_major_faults=raw.get("pgmajfault", 0),
-        limit=_limit(_read(f"{directory}/memory.max")),
-        peak=_number(_read(f"{directory}/memory.peak")),
-        failures=_pairs(_read(f"{directory}/memory.events")).get("max", 0),
+        limit=limit_of(content_of(f"{directory}/memory.max")),
+        peak=number(content_of(f"{directory}/memory.peak")),
+        failures=pairs(content_of(f"{directory}/memory.events")).get("max", 0),
         # "kernel" is the sum since Linux 5.18; before, stacks are the greater part.
         kernel=raw.get("kernel", raw.get("kernel_stack")),
-        swap=_number(_read(f"{directory}/memory.swap.current")),
-        swap_limit=_limit(_read(f"{directory}/memory.swap.max")),
+        swap=number(content_of(f"{directory}/memory.swap.current")),
+        swap_limit=limit_of(content_of(f"{directory}/memory.swap.max")),
     )
 
 
@@ -330,7 +336,7 @@ def _memory_v2(directory: str) -> Memory | None:
 def _pressures(directory: str) -> dict[str, Pressure]:
     made = {}
     for resource in ("cpu", "memory", "io"):
-        pressure = parse_pressure(_read(f"{directory}/{resource}.pressure"))
+        pressure = parse_pressure(content_of(f"{directory}/{resource}.pressure"))
         if pressure is not None:
             made[resource] = pressure
     return made
@@ -416,8 +422,8 @@ def _size_name(kilobytes: int) -> str:
 def _huge_pages_v1(directory: str, sizes: tuple[str, ...]) -> tuple[HugePages, ...]:
     found = []
     for size in sizes:
-        usage = _number(_read(f"{directory}/hugetlb.{size}.usage_in_bytes"))
-        peak = _number(_read(f"{directory}/hugetlb.{size}.max_usage_in_bytes"))
+        usage = number(content_of(f"{directory}/hugetlb.{size}.usage_in_bytes"))
+        peak = number(content_of(f"{directory}/hugetlb.{size}.max_usage_in_bytes"))
         if usage is not None and peak is not None:
             found.append(HugePages(size, usage, peak))
     return tuple(found)
@@ -425,5 +431,5 @@ def _huge_pages_v1(directory: str, sizes: tuple[str, ...]) -> tuple[HugePages, .
 
 def _huge_pages_v2(directory: str, sizes: tuple[str, ...]) -> tuple[HugePages, ...]:
     """v2 keeps no peak."""
-    usages = ((size, _number(_read(f"{directory}/hugetlb.{size}.current"))) for size in sizes)
+    usages = ((size, number(content_of(f"{directory}/hugetlb.{size}.current"))) for size in sizes)
     return tuple(HugePages(size, usage, None) for size, usage in usages if usage is not None)
