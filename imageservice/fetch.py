@@ -95,12 +95,18 @@ class Fetcher:
             raise wanted.bad("its content is not in the archive")
         digest = wanted.blob.digest
         async with self._content.reserve(digest):
-            ingest = self._ingests[digest] = Ingest(self._content, wanted.blob, tap)
+            ingest = self._ingests[digest] = self._open(wanted, tap)
             try:
                 await self._fill(wanted, source, ingest)
             finally:
                 del self._ingests[digest]
                 await _to_its_end(ingest.close())
+
+    def _open(self, wanted: WantedLayer, tap: Tap) -> Ingest:
+        try:
+            return Ingest(self._content, wanted.blob, tap)
+        except OSError as err:
+            raise _not_stored(wanted, err) from err
 
     async def _fill(self, wanted: WantedLayer, source: BlobSource, ingest: Ingest) -> None:
         try:
@@ -115,11 +121,15 @@ class Fetcher:
             raise wanted.bad(str(err)) from err
         except OSError as err:
             ingest.discard()
-            raise DiskError(f"cannot store a blob of {wanted.image}: {err}") from err
+            raise _not_stored(wanted, err) from err
 
     async def close(self) -> None:
         """Break off what is under way; what has come stays."""
         await self._flights.close()
+
+
+def _not_stored(wanted: WantedLayer, err: OSError) -> DiskError:
+    return DiskError(f"cannot store the blob of {wanted}: {err}")
 
 
 async def _transfer(wanted: WantedLayer, source: BlobSource, ingest: Ingest) -> None:

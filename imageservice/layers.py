@@ -384,6 +384,7 @@ class Layers:
                 await asyncio.wait((fetched,))
             if fetched.done() and fetched.exception() is not None:
                 # The pipe has ended, so the worker does; its error is only a consequence.
+                await asyncio.to_thread(tap.close)
                 await asyncio.wait((unpacked,))
                 fetched.result()
             return await unpacked

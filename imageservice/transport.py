@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,10 +165,21 @@ def _make_context(
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     for path in host.ca:
-        context.load_verify_locations(path)
+        with _naming(path):
+            context.load_verify_locations(path)
     for cert, key in clients:
-        context.load_cert_chain(cert, key)
+        with _naming(cert):
+            context.load_cert_chain(cert, key)
     return context
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in an error about what is in it: OpenSSL does not."""
+    try:
+        yield
+    except OSError as err:
+        raise TransportError(f"cannot use {path}: {err.strerror or err}") from err
 
 
 def _join(url: URL, location: str) -> URL:

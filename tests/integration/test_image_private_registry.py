@@ -95,6 +95,18 @@ async def test_tls_and_a_client_certificate(
     assert (await service.pull(f"{host}/team/app")).id == PUSHED["team/app"].id
 
 
+@pytest.mark.parametrize("content", [None, "no certificate"])
+async def test_a_certificate_that_cannot_be_used_is_named(
+    service: Images, content: str | None
+) -> None:
+    path = service.certs_dir / "private.test/ca.pem"
+    service.mirror("private.test", 'server = "https://127.0.0.1:1"\nca = "ca.pem"')
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ImagePullError, match=str(path)):
+        await service.pull("private.test/team/app")
+
+
 async def test_dockers_layout_of_certificates(
     service: Images, make_private: Callable[..., Registry], certificates: Path
 ) -> None:

@@ -193,6 +193,19 @@ async def test_a_full_disk_is_named_and_freed(tmp_path: Path, odd: OddRegistry) 
         mounts.umount(str(small))
 
 
+async def test_a_blob_that_cannot_be_stored_is_an_error_at_once(
+    service: Images, odd: OddRegistry
+) -> None:
+    image = big_image()
+    name = odd.add("app", image)
+    partial_of(service, image.layers[0].blob).mkdir()
+    async with asyncio.timeout(30):
+        with pytest.raises(ImagePullError, match=f"cannot store the blob of layer .* of {name}"):
+            await service.pull(name)
+    partial_of(service, image.layers[0].blob).rmdir()
+    assert service.left() == []
+
+
 async def test_twenty_pulls_of_ten_images_fetch_each_blob_once(
     service: Images, registry: Registry
 ) -> None:
