@@ -34,9 +34,11 @@ from criserver.store.containers import ContainerStore
 from criserver.store.database import DatabaseError, checkpoint_forever, open_database
 from criserver.store.lock import Lock, LockedError
 from criserver.store.sandboxes import SandboxStore
+from criserver.streaming.server import StreamingServer
+from criserver.streaming.tls import certificate
 from imageservice import service
 from imageservice.hosts import RegistryConfig
-from podsandbox import lifecycle
+from podsandbox import lifecycle, sockets
 from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.cni import CNINetwork
@@ -51,6 +53,7 @@ log = logging.getLogger(__name__)
 # What the spawner imports at its start and runs in forks of itself.
 WORKERS = {
     lifecycle.WORKER: "podsandbox.namespaces_worker:main",
+    sockets.WORKER: "podsandbox.sockets_worker:main",
     **service.WORKERS,
 }
 
@@ -143,7 +146,23 @@ def _make_runtime(
         pods=lifecycle.Sandboxes(config.run_dir, spawner, network, manager),
         network=network,
         host=host_facts(manager),
+        streams=_make_streams(config),
     )
+
+
+def _make_streams(config: Config) -> StreamingServer:
+    settings = config.streaming
+    return StreamingServer(settings.address, settings.port, settings.idle_timeout_seconds)
+
+
+async def _start_streams(runtime: Runtime) -> None:
+    """Listen for the clients of exec, attach and port-forward. Raises ConfigError, OSError."""
+    settings = runtime.config.streaming
+    context = None
+    if settings.tls:
+        made = await certificate(settings, runtime.config.run_dir, runtime.spawner)
+        context = made.context
+    await runtime.streams.start(context)
 
 
 def _make_cni(config: Config, connection: sqlite3.Connection, spawner: Spawner) -> CNINetwork:
@@ -171,6 +190,7 @@ async def _serve(runtime: Runtime, connection: sqlite3.Connection, stopping: asy
     bind(server, socket)
     await server.start()
     try:
+        await _start_streams(runtime)
         await recover(runtime, connection)
         gc.collect()
         gc.freeze()  # what is loaded by now stays: later collections need not look at it
@@ -180,6 +200,7 @@ async def _serve(runtime: Runtime, connection: sqlite3.Connection, stopping: asy
         log.info("stopping")
     finally:
         readiness.close("criserver is stopping")
+        await runtime.streams.stop("criserver is stopping")
         await server.stop(GRACE_SECONDS)
         await runtime.operations.drain(DRAIN_SECONDS)
 

@@ -7,7 +7,9 @@ from functools import partial
 from typing import Any
 
 from criserver import (
+    container_attach,
     container_create,
+    container_exec,
     container_exec_sync,
     container_list,
     container_log,
@@ -17,6 +19,7 @@ from criserver import (
     container_stop,
     image,
     sandbox_list,
+    sandbox_port_forward,
     sandbox_remove,
     sandbox_run,
     sandbox_status,
@@ -41,6 +44,9 @@ FUNCTIONS: dict[str, Callable[[Runtime, Any], Awaitable[Any]]] = {
     "ContainerStatus": container_status.container_status,
     "ListContainers": container_list.list_containers,
     "ExecSync": container_exec_sync.exec_sync,
+    "Exec": container_exec.exec_,
+    "Attach": container_attach.attach,
+    "PortForward": sandbox_port_forward.port_forward,
     "ReopenContainerLog": container_log.reopen_container_log,
     "PullImage": image.pull_image,
     "ListImages": image.list_images,

@@ -15,6 +15,7 @@ from criserver.shims import Shims
 from criserver.stops import Stops
 from criserver.store.containers import ContainerStore
 from criserver.store.sandboxes import SandboxStore
+from criserver.streaming.server import StreamingServer
 from imageservice.service import ImageService
 from podsandbox.lifecycle import Sandboxes
 from podsandbox.network import Network
@@ -39,6 +40,7 @@ class Runtime:
     pods: Sandboxes
     network: Network
     host: HostFacts
+    streams: StreamingServer
     operations: Operations = field(default_factory=Operations)
     stops: Stops = field(default_factory=Stops)
 
