@@ -117,8 +117,8 @@ class ChannelDecoder:
         self._held += data
 
 
-def encode(protocol: ChannelProtocol, channel: int, data: Buffer) -> tuple[bytes, Buffer]:
-    """Return the message of some data on a channel, in two parts."""
+def encode(protocol: ChannelProtocol, channel: int, data: Buffer) -> bytes:
+    """Return the message of some data on a channel."""
     if protocol.is_base64:
-        return b"%d" % channel, base64.b64encode(data)
-    return bytes((channel,)), data
+        return b"%d" % channel + base64.b64encode(data)
+    return b"".join((bytes((channel,)), data))

@@ -159,8 +159,8 @@ class ChannelLink:
     def send(self, stream_id: int, data: Buffer) -> None:
         """Send data on a channel, an empty message too."""
         if stream_id not in self._over:
-            parts = channels.encode(self._protocol, stream_id, data)
-            self._core.send_message(*parts, text=self._protocol.is_base64)
+            message = channels.encode(self._protocol, stream_id, data)
+            self._core.send_message(message, text=self._protocol.is_base64)
             self._flush()
 
     def send_end(self, stream_id: int) -> None:

@@ -15,8 +15,7 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import h11
-
-from criserver.streaming.websocket import accept_key
+from wsproto.utilities import generate_accept_token
 
 MAX_HEAD = 16 * 1024  # bytes of a request's head; what clients send has less than 1,000
 
@@ -89,7 +88,7 @@ class RequestReader:
         headers = [("Connection", "Upgrade"), ("Upgrade", request.transport.value)]
         if request.transport is Transport.WEBSOCKET:
             headers[1] = ("Upgrade", "websocket")
-            headers.append(("Sec-WebSocket-Accept", accept_key(request.key).decode()))
+            headers.append(("Sec-WebSocket-Accept", generate_accept_token(request.key).decode()))
             if protocol:
                 headers.append(("Sec-WebSocket-Protocol", protocol))
         else:
