@@ -2,8 +2,8 @@
 
 What is received goes to `receive`, a function that the phases of a connection exchange: first the
 HTTP request is read, then the frames. Bytes that nobody has taken yet are held by their streams and
-counted here: while they are too many nothing is read, so that the client waits. Whether the client
-is still there is then looked up from time to time, since no end of file is read either.
+counted here: while they are too many nothing is read, so that the client waits. No end of file is
+read then either, so something is sent from time to time, which is refused where no client is left.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Connection(asyncio.Protocol):
         self._turn = 0
         self._room = asyncio.Event()
         self._room.set()
-        self._probe: asyncio.TimerHandle | None = None
+        self._probing: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._idle_seconds = 0.0
         self._active_at = loop.time()
         self.receive: Callable[[bytes], None] = lambda _: None
-        self.probed: Callable[[], None] = lambda: None  # called while the client is not read
+        self.probe: Callable[[], None] = lambda: None  # sends something that needs no answer
         self.ended: asyncio.Future[str] = loop.create_future()  # why the streams are to end
         self.lost: asyncio.Future[None] = loop.create_future()
 
@@ -81,7 +81,7 @@ class Connection(asyncio.Protocol):
         """Wake everybody who waits for the client."""
         self.end(GONE)
         self._room.set()
-        for timer in (self._probe, self._idle):
+        for timer in (self._probing, self._idle):
             if timer is not None:
                 timer.cancel()
         self.receive = self._discard
@@ -145,28 +145,32 @@ class Connection(asyncio.Protocol):
     def hold(self, count: int) -> None:
         """Count bytes that wait to be taken."""
         self._held += count
-        if self._held > MAX_HELD and self._probe is None and self._transport is not None:
+        if self._held > MAX_HELD and self._probing is None and self._transport is not None:
             self._transport.pause_reading()
-            self._probe = self._loop.call_later(PROBE_SECONDS, self._check_client)
+            self._probing = self._loop.call_later(PROBE_SECONDS, self._check_client)
 
     def release(self, count: int) -> None:
         """Count bytes that have been taken."""
         self._held -= count
-        if self._held <= MAX_HELD // 2 and self._probe is not None and self._transport is not None:
-            self._probe.cancel()
-            self._probe = None
+        if (
+            self._held <= MAX_HELD // 2
+            and self._probing is not None
+            and self._transport is not None
+        ):
+            self._probing.cancel()
+            self._probing = None
             self._transport.resume_reading()
 
     def _check_client(self) -> None:
-        """Look at the socket's state: what the client has said last is not read while we wait."""
+        """Look at the socket's state, and send something that will change it if nobody is there."""
         assert self._transport is not None
         sock = self._transport.get_extra_info("socket")
         (state,) = struct.unpack_from("B", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1))
         if state != _TCP_ESTABLISHED:
             self._transport.abort()
             return
-        self.probed()
-        self._probe = self._loop.call_later(PROBE_SECONDS, self._check_client)
+        self.probe()
+        self._probing = self._loop.call_later(PROBE_SECONDS, self._check_client)
 
     async def finish(self) -> None:
         """Close when everything is sent and the client has disconnected, or does not in time.

@@ -33,6 +33,7 @@ class SpdyLink:
         self._opened = opened
         self._core = spdy.SpdyConnection()
         self._streams: dict[int, ClientStream] = {}
+        connection.probe = self._probe
 
     def receive(self, data: bytes) -> None:
         """Take what the client has sent."""
@@ -72,6 +73,10 @@ class SpdyLink:
     def _forget_closed(self, stream_id: int) -> None:
         if not self._core.is_known(stream_id):
             self._streams.pop(stream_id, None)
+
+    def _probe(self) -> None:
+        self._core.probe()
+        self._flush()
 
     def _flush(self) -> None:
         if data := self._core.data_to_send():
@@ -114,7 +119,7 @@ class ChannelLink:
         self._decoder = channels.ChannelDecoder(protocol)
         self._streams = {channel: ClientStream(self, channel, {}) for channel in readable}
         self._over: set[int] = set()  # what we have ended
-        connection.probed = self._pong
+        connection.probe = self._pong
 
     def stream(self, channel: int) -> ClientStream:
         """Return the stream of a channel; one that is not readable is for writing only."""
@@ -183,7 +188,7 @@ class TunnelLink(SpdyLink):
     def __init__(self, connection: Connection, opened: StreamOpened) -> None:
         super().__init__(connection, self._wrap, opened)
         self._websocket = WebSocketConnection()
-        connection.probed = self._pong
+        connection.probe = self._pong
 
     def receive(self, data: bytes) -> None:
         """Take what the client has sent."""

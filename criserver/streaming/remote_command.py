@@ -85,6 +85,7 @@ async def _run(streams: CommandStreams, command: Command) -> RemoteStatus:
         session = await command.open()
     except CRIError as err:
         return remote_status.failed(f"{command.what}: {err}")
+    log.debug("%s: open", command.what)
     try:
         return await _relay(session, streams, command)
     except CRIError as err:

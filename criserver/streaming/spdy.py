@@ -361,6 +361,10 @@ class SpdyConnection:
         if self._streams.pop(stream_id, None) is not None:
             self._send_reset(stream_id, why)
 
+    def probe(self) -> None:
+        """Send what needs no answer: empty SETTINGS. A client's host that has no client resets."""
+        self._send_control(Frame.SETTINGS, bytes(4))
+
     def close(self, why: GoAway = GoAway.OK) -> None:
         """Take no more streams. Those that are open stay so."""
         self._gone = True
