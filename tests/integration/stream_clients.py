@@ -223,8 +223,11 @@ def websocket_connection(url: str, protocols: str) -> Connection:
 
 def client_frame(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
     key, length = os.urandom(4), len(payload)
-    size = bytes((0x80 | length,)) if length < 126 else b"\xfe" + struct.pack(">H", length)
-    if length >= 1 << 16:
+    if length < 126:
+        size = bytes((0x80 | length,))
+    elif length < 1 << 16:
+        size = b"\xfe" + struct.pack(">H", length)
+    else:
         size = b"\xff" + struct.pack(">Q", length)
     stream = key * (length // 4 + 1)
     mixed = int.from_bytes(payload, "big") ^ int.from_bytes(stream[:length], "big")
