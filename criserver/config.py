@@ -41,6 +41,7 @@ __all__ = [
     "NetworkConfig",
     "RegistriesConfig",
     "RuntimeConfig",
+    "StreamingConfig",
     "load",
     "main",
 ]
@@ -157,6 +158,50 @@ class RegistriesConfig:
     )
 
 
+def _is_address(address: str) -> bool:
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_file_or_nothing(path: str) -> bool:
+    return path == "" or (path.startswith("/") and "\0" not in path)
+
+
+@dataclass(frozen=True)
+class StreamingConfig:
+    """The HTTP server of exec, attach and port-forward, whose URLs the CRI gives out."""
+
+    address: str = setting(
+        "127.0.0.1",
+        "The address to listen on. The kubelet and crictl are on this machine.",
+        "an IPv4 or IPv6 address",
+        _is_address,
+    )
+    port: int = setting(
+        0, "The port; 0 is any that is free.", "0 to 65535", lambda port: 0 <= port <= 65535
+    )
+    idle_timeout_seconds: float = setting(
+        4 * 3600.0,
+        "How long a stream may be idle both ways before it is ended.",
+        "more than 0",
+        _is_positive,
+    )
+    tls: bool = setting(False, "Serve HTTPS.")
+    tls_cert_file: str = setting(
+        "",
+        "The certificate for TLS (PEM, with its chain); empty: the daemon makes its own. A file\n"
+        "that changes is read again.",
+        "an absolute path, or empty",
+        _is_file_or_nothing,
+    )
+    tls_key_file: str = setting(
+        "", "The certificate's key (PEM).", "an absolute path, or empty", _is_file_or_nothing
+    )
+
+
 @dataclass(frozen=True)
 class ImagesConfig:
     """What is kept, and what may be pulled."""
@@ -232,6 +277,7 @@ class Config:
     containers: ContainersConfig = table(ContainersConfig)
     registries: RegistriesConfig = table(RegistriesConfig)
     images: ImagesConfig = table(ImagesConfig)
+    streaming: StreamingConfig = table(StreamingConfig)
     runtimes: dict[str, RuntimeConfig] = tables(
         "More runtime handlers, each an OCI runtime's binary, run by the same shim:\n"
         '[runtimes.runc]\npath = "/usr/sbin/runc"',
@@ -320,7 +366,16 @@ def load(path: Path | None = None, overrides: dict[str, Any] | None = None) -> C
             f"[runtimes.{config.default_runtime}]",
             "the name is that of the embedded executor: choose another, or another default_runtime",
         )
+    _check_tls(config.streaming)
     return config
+
+
+def _check_tls(streaming: StreamingConfig) -> None:
+    """Check what only the settings together can say. Raises ConfigError."""
+    if bool(streaming.tls_cert_file) != bool(streaming.tls_key_file):
+        raise ConfigError("[streaming]", "tls_cert_file and tls_key_file go together: set both")
+    if streaming.tls_cert_file and not streaming.tls:
+        raise ConfigError("[streaming]", "tls_cert_file is set, but tls is false: set it to true")
 
 
 def load_flags(options: argparse.Namespace) -> Config:

@@ -37,10 +37,12 @@ from criserver.store.containers import ContainerStore
 from criserver.store.database import DatabaseError, checkpoint_forever, open_database
 from criserver.store.lock import Lock, LockedError
 from criserver.store.sandboxes import SandboxStore
+from criserver.streaming.server import StreamingServer
+from criserver.streaming.tls import certificate
 from imageservice import service
 from imageservice.hosts import RegistryConfig
 from imageservice.settings import ImageSettings
-from podsandbox import lifecycle
+from podsandbox import lifecycle, sockets
 from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.cni import CNINetwork
@@ -57,6 +59,7 @@ log = logging.getLogger(__name__)
 # What the spawner imports at its start and runs in forks of itself.
 WORKERS = {
     lifecycle.WORKER: "podsandbox.namespaces_worker:main",
+    sockets.WORKER: "podsandbox.sockets_worker:main",
     **service.WORKERS,
 }
 
@@ -166,6 +169,7 @@ def _make_runtime(
         events=events,
         cgroups=manager,
         collector=Collector(manager, sandboxes, containers, images.writable_usage),
+        streams=_make_streams(config),
     )
 
 
@@ -176,6 +180,21 @@ def _image_settings(config: Config) -> ImageSettings:
         signature_policy=Path(policy) if policy else None,
         volatile_rootfs=config.images.volatile_rootfs,
     )
+
+
+def _make_streams(config: Config) -> StreamingServer:
+    settings = config.streaming
+    return StreamingServer(settings.address, settings.port, settings.idle_timeout_seconds)
+
+
+async def _start_streams(runtime: Runtime) -> None:
+    """Listen for the clients of exec, attach and port-forward. Raises ConfigError, OSError."""
+    settings = runtime.config.streaming
+    context = None
+    if settings.tls:
+        made = await certificate(settings, runtime.config.run_dir, runtime.spawner)
+        context = made.context
+    await runtime.streams.start(context)
 
 
 def _make_cni(
@@ -206,6 +225,7 @@ async def _serve(runtime: Runtime, connection: sqlite3.Connection, stopping: asy
     bind(server, socket)
     await server.start()
     try:
+        await _start_streams(runtime)
         await recover(runtime, connection)
         gc.collect()
         gc.freeze()  # what is loaded by now stays: later collections need not look at it
@@ -216,6 +236,7 @@ async def _serve(runtime: Runtime, connection: sqlite3.Connection, stopping: asy
     finally:
         readiness.close("criserver is stopping")
         runtime.events.close()  # or the server would wait for the streams' readers
+        await runtime.streams.stop("criserver is stopping")
         await server.stop(GRACE_SECONDS)
         await runtime.operations.drain(DRAIN_SECONDS)
 

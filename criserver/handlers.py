@@ -8,8 +8,10 @@ from typing import Any
 
 from criserver import (
     checkpoints,
+    container_attach,
     container_create,
     container_events,
+    container_exec,
     container_exec_sync,
     container_list,
     container_log,
@@ -23,6 +25,7 @@ from criserver import (
     runtime_config_update,
     sandbox_list,
     sandbox_metrics,
+    sandbox_port_forward,
     sandbox_remove,
     sandbox_run,
     sandbox_stats,
@@ -61,6 +64,9 @@ FUNCTIONS: dict[str, Callable[[Runtime, Any], Awaitable[Any]]] = {
     "CheckpointContainer": checkpoints.checkpoint_container,
     "CheckpointPod": checkpoints.checkpoint_pod,
     "RestorePod": checkpoints.restore_pod,
+    "Exec": container_exec.exec_,
+    "Attach": container_attach.attach,
+    "PortForward": sandbox_port_forward.port_forward,
     "ReopenContainerLog": container_log.reopen_container_log,
     "PullImage": image.pull_image,
     "ListImages": image.list_images,

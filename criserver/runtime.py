@@ -18,6 +18,7 @@ from criserver.stats.collector import Collector
 from criserver.stops import Stops
 from criserver.store.containers import ContainerStore
 from criserver.store.sandboxes import SandboxStore
+from criserver.streaming.server import StreamingServer
 from imageservice.service import ImageService
 from podsandbox.lifecycle import Sandboxes
 from podsandbox.network import SelectedNetwork
@@ -46,6 +47,7 @@ class Runtime:
     events: Events
     cgroups: CgroupManager
     collector: Collector
+    streams: StreamingServer
     recursive_read_only: Collection[str] = ()  # external runtime handlers that can mount so
     operations: Operations = field(default_factory=Operations)
     stops: Stops = field(default_factory=Stops)

@@ -423,7 +423,7 @@ MUTATIONS = (
         (
             Edit(
                 "runtimeshim/spawner.py",
-                "        if over or not ward.may_be_adopted():\n",
+                "        if over or not ward.may_be_adopted(killed=self._was_killed(ward.shim)):\n",
                 "        if over or ward:\n",
             ),
         ),

@@ -7,10 +7,14 @@ makes the other side wait, and at most one chunk is ever held in memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
+import socket
 import termios
+
+from criserver.streaming.buffer import Buffer
 
 # Bounds the memory of one stream. It is also a pipe's default capacity (man 7 pipe), so that a
 # full pipe is emptied by one read.
@@ -104,7 +108,7 @@ class FdWriter:
         """Whether close was called."""
         return self._fd < 0
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: Buffer) -> None:
         """Return when all of data is written.
 
         Raises BrokenPipeError when nobody can read it any more, which is also said of a terminal
@@ -134,6 +138,11 @@ class FdWriter:
             self._waiter = None
             if self._fd >= 0:
                 loop.remove_writer(self._fd)
+
+    def shutdown(self) -> None:
+        """End what the other side of a socket reads; it may still send."""
+        with contextlib.suppress(OSError), socket.socket(fileno=duplicate(self._fd)) as sock:
+            sock.shutdown(socket.SHUT_WR)  # fails when the other side has gone: then it knows
 
     def end_of_file_key(self) -> bytes:
         """Return the character that is end-of-file to the reader of a terminal (man 3 termios)."""

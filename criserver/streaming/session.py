@@ -26,6 +26,7 @@ from api.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
+from criserver.streaming.buffer import Buffer
 from criserver.streaming.fds import FdReader, FdWriter, duplicate, open_pipe
 from runtimeshim.client import Exec, Shim, ShimError, StartError
 
@@ -62,10 +63,16 @@ class Wanted:
 class Session(Protocol):
     """What a transport needs of an exec or an attach."""
 
+    async def read(self, stream: Stream) -> bytes:
+        """Return what the process has written, waiting for it; b"" at the end or without it.
+
+        For a transport with a task for each stream; others take `output`.
+        """
+
     def output(self) -> AsyncIterator[tuple[Stream, bytes]]:
         """Yield what the process writes, until all streams end; unread output makes it wait."""
 
-    async def write_stdin(self, data: bytes) -> bool:
+    async def write_stdin(self, data: Buffer) -> bool:
         """Return when data is written; False when nobody reads it (any more)."""
 
     async def close_stdin(self) -> None:
@@ -103,6 +110,11 @@ class _Streams:
         if not exit_task.cancelled():
             exit_task.exception()  # wait() raises it, if anybody asks
 
+    async def read(self, stream: Stream) -> bytes:
+        """Return what the process has written, waiting for it; b"" at the end or without it."""
+        reader = self._readers.get(stream)
+        return await reader.read() if reader is not None else b""
+
     async def output(self) -> AsyncIterator[tuple[Stream, bytes]]:
         """Yield what the process writes, until all streams end; unread output makes it wait."""
         pending = {asyncio.create_task(r.read()): stream for stream, r in self._readers.items()}
@@ -118,7 +130,7 @@ class _Streams:
             for task in pending:
                 task.cancel()
 
-    async def write_stdin(self, data: bytes) -> bool:
+    async def write_stdin(self, data: Buffer) -> bool:
         """Return when data is written; False when nobody reads it (any more)."""
         if self._stdin is None:
             return False

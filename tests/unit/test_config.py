@@ -82,6 +82,10 @@ def test_flags_override_everything(tmp_path, capsys):
         ("[network]\ncni_timeout_seconds = 0\n", 2, "more than 0"),
         ("listen = 'tcp://0.0.0.0:1'\n", 1, "unix:///PATH"),
         (f"listen = 'unix:///{'x' * 107}'\n", 1, "at most 107 bytes"),
+        ("[streaming]\nport = 65536\n", 2, "0 to 65535"),
+        ("[streaming]\naddress = 'localhost'\n", 2, "an IPv4 or IPv6 address"),
+        ("[streaming]\nidle_timeout_seconds = 0\n", 2, "more than 0"),
+        ("[streaming]\ntls_cert_file = 'tls.crt'\n", 2, "an absolute path, or empty"),
         ("cgroup_driver = 'docker'\n", 1, "one of cgroupfs"),
         ("runtimes = 1\n", 1, "runtimes must be tables"),
         ("[runtimes]\nrunc = '/bin/sh'\n", 1, "runtimes.runc must be a table"),
@@ -100,6 +104,19 @@ def test_a_mistake_is_named_with_file_line_and_what_was_expected(tmp_path, text,
     assert str(caught.value).startswith(f"{file}:{line}: ")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tls = true\ntls_cert_file = '/tls.crt'\n", "go together"),
+        ("tls = true\ntls_key_file = '/tls.key'\n", "go together"),
+        ("tls_cert_file = '/tls.crt'\ntls_key_file = '/tls.key'\n", "tls is false"),
+    ],
+)
+def test_tls_settings_that_do_not_fit_together(tmp_path, text, said):
+    with pytest.raises(ConfigError, match=said):
+        load(write(tmp_path / "config.toml", f"[streaming]\n{text}"))
 
 
 def test_a_mistake_in_a_drop_in_names_the_drop_in(tmp_path):
