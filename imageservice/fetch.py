@@ -78,6 +78,10 @@ class Fetcher:
         ingest = self._ingests.get(digest)
         return None if ingest is None else ingest.offset
 
+    def is_ending(self, wanted: WantedLayer) -> bool:
+        """Tell whether all of a blob has come, or no more of it is to come."""
+        return self.fetched(wanted.blob.digest) in (None, wanted.blob.size)
+
     def spoil(self, digest: str) -> bool:
         """Have what has come of a blob under way deleted when its transfer ends before the end.
 

@@ -42,7 +42,7 @@ VERIFY_WORKER = "verify_layer"
 UNPACK_SECONDS = 6 * 3600.0
 PARENTS_SECONDS = 600.0
 # What a worker raises for an archive that is wrong, and for reasons that are not the archive's.
-_ARCHIVE_ERRORS = ("TarError", "CompressionError")
+_ARCHIVE_ERRORS = ("TarError", "CoveredError", "CompressionError")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM)
 REMOVE_TRIES = 50
 # Why a layer is damaged.
@@ -379,8 +379,8 @@ class Layers:
         fetched = asyncio.create_task(seat.result())
         try:
             await asyncio.wait((fetched, unpacked), return_when=asyncio.FIRST_EXCEPTION)
-            if not fetched.done() and self._fetcher.fetched(wanted.blob.digest) is None:
-                # It is about to end, and may have ended the pipe too early.
+            if not fetched.done() and self._fetcher.is_ending(wanted):
+                # Its digest says more than what the worker makes of wrong or too few bytes.
                 await asyncio.wait((fetched,))
             if fetched.done() and fetched.exception() is not None:
                 # The pipe has ended, so the worker does; its error is only a consequence.
