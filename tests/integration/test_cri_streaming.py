@@ -398,6 +398,16 @@ def test_the_end_of_the_input_detaches_where_stdin_stays_open(
     assert pods.status(container).state == cri.CONTAINER_RUNNING
 
 
+def test_a_container_without_stdin_is_watched_to_its_end(
+    pods: Pods, pod: str, opener: Opener
+) -> None:
+    container = pods.run(pod, "sh", "-c", "sleep 2; echo done")
+    command = opener(attach_url(pods, container, streams=ALL), *ALL.split())
+    command.end_stdin()
+    assert command.status()["status"] == "Success"
+    assert command.output() == b"done\n"
+
+
 def test_a_terminal_is_attached_resized_and_left(pods: Pods, pod: str, opener: Opener) -> None:
     container = pods.run(pod, "sh", stdin=True, tty=True)
     command = opener(attach_url(pods, container, streams=TERMINAL, tty=True), *TERMINAL.split())
