@@ -124,7 +124,8 @@ def _mount_label(option: cri.SELinuxOption) -> str:
 
 
 def _hostname(hostname: str) -> str:
-    if len(hostname.encode()) > _MAX_HOSTNAME or any(char.isspace() for char in hostname):
+    malformed = " " in hostname or not hostname.isprintable()
+    if len(hostname.encode()) > _MAX_HOSTNAME or malformed:
         raise InvalidArgumentError(
             f"hostname {hostname[:256]!r} is not a name of at most {_MAX_HOSTNAME} bytes"
         )

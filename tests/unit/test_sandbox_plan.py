@@ -118,7 +118,7 @@ def test_a_cgroup_parent_that_is_no_path_is_refused(given: str) -> None:
         cgroup_path(given)
 
 
-@pytest.mark.parametrize("hostname", ["a" * 65, "a b", "a\n127.0.0.1 evil"])
+@pytest.mark.parametrize("hostname", ["a" * 65, "a b", "a\n127.0.0.1 evil", "a\0b", "\x1b[2J"])
 def test_a_hostname_that_is_none_is_refused(hostname: str) -> None:
     with pytest.raises(InvalidArgumentError, match="hostname"):
         plan_sandbox("abc", cri.PodSandboxConfig(hostname=hostname))
