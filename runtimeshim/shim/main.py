@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import socket
 from collections.abc import Mapping
 
@@ -31,10 +32,18 @@ def prepare() -> None:
     net_devices.load()
 
 
+def prepare_shims() -> None:
+    """Do once, in their template, what every shim inherits by the fork."""
+    if _open_files is not None:  # what a container gets is the machine's setting, not ours
+        resource.setrlimit(resource.RLIMIT_NOFILE, _open_files)
+    supervisor.set_oom_score()
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # for the wake-up that goes with a handler
+
+
 def stand_by(keeper_fd: int) -> None:
     """Be the shim of the container that the spawner will name on its connection."""
     kept = socket.socket(fileno=keeper_fd)
-    _become()
+    syscalls.set_child_subreaper()
     creator = Creator(handler_of)
     received = wire.receive(kept)
     if received is None:  # the spawner has gone, or needs no more shims
@@ -95,13 +104,6 @@ def raise_open_files() -> None:
     global _open_files
     _open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (_open_files[1], _open_files[1]))
-
-
-def _become() -> None:
-    if _open_files is not None:  # what a container gets is the machine's setting, not ours
-        resource.setrlimit(resource.RLIMIT_NOFILE, _open_files)
-    supervisor.set_oom_score()
-    syscalls.set_child_subreaper()
 
 
 def _open_log(path: str | None) -> LogFile:
