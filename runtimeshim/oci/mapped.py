@@ -49,7 +49,9 @@ def prepare(
     if bundle_root is None:
         assert overlay is not None
         layers = idmapped_layers(overlay, path, user_namespace)
-        bundle_root = rootfs.open_overlay(layers)
+        scratch = f"{path}/overlay"
+        os.mkdir(scratch, 0o755)
+        bundle_root = rootfs.open_overlay(layers, scratch)
     mounting.open_binds(mounts, around)
     mounting.open_overlays(
         mounts,

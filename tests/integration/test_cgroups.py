@@ -46,9 +46,7 @@ def spawn(manager: cgroups.CgroupManager, path: str) -> Iterator[Spawn]:
     """Start python programs that run only once they have joined the cgroup."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(
-        code: str, inside: str | None = None, **options: object
-    ) -> subprocess.Popen[bytes]:
+    def start(code: str, inside: str | None = None, **options: object) -> subprocess.Popen[bytes]:
         gate = "import sys\nsys.stdin.buffer.read(1) or sys.exit(99)\n"
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", gate + code],

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.vm.image import GUEST, ROOT, Image
+from tests.vm.image import ROOT, Image
 
 CPUS = 2
 MEMORY = "2G"
@@ -53,10 +53,9 @@ def test(
     `results` is a directory for what the VM leaves: console, journal, and what tests put there.
     """
     with _disks(arguments, seconds=int(minutes * 60)) as disks:
-        command = [*_qemu(image, disks, accelerator, "test"), "-chardev", "stdio,id=job,signal=off"]
         try:
             subprocess.run(
-                command,
+                _qemu(image, disks, accelerator, "test"),
                 stdin=subprocess.DEVNULL,
                 timeout=minutes * 60 + GRACE_SECONDS,
                 check=True,
@@ -73,7 +72,11 @@ def shell(image: Image, accelerator: str) -> int:
     if not sys.stdin.isatty():
         sys.exit("hack/vm: a shell needs a terminal")
     with _disks((), seconds=0) as disks, _raw_terminal():
-        command = [*_qemu(image, disks, accelerator, "shell"), "-chardev", "stdio,id=job,signal=off"]
+        command = [
+            *_qemu(image, disks, accelerator, "shell"),
+            "-chardev",
+            "stdio,id=job,signal=off",
+        ]
         return subprocess.run(command, check=False).returncode
 
 
@@ -90,6 +93,7 @@ def _qemu(image: Image, disks: Disks, accelerator: str, job: str) -> list[str]:
         "-cpu", "max,la57=off", "-smp", str(CPUS), "-m", MEMORY,
         "-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", append,
         "-chardev", f"file,id=console,path={disks.console}",
+        "-chardev", "stdio,id=job,signal=off",
         "-serial", "chardev:console", "-serial", "chardev:job",
         "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
     ]  # fmt: skip
