@@ -49,6 +49,14 @@ class CgroupManager(ABC):
     def join(self, path: str, pid: int) -> None:
         """Move a process with its threads into the cgroup; 0 is the caller."""
 
+    def join_beside(self, path: str, init: int) -> None:
+        """Move the caller into a container's cgroup; `init` is a process of the container.
+
+        On version 2 a cgroup whose children are limited takes no process (EBUSY): where the
+        container has made such children, the caller goes where `init` is.
+        """
+        self.join(path, 0)
+
     @abstractmethod
     def join_own(self, path: str, name: str, init: int) -> str:
         """Move the caller into the cgroup, to be killed apart from the others that are in it.
