@@ -61,7 +61,7 @@ def launch(
         console = connect(undo, options, "console-socket")
         receiver = connect(undo, options, "pidfd-socket")
         os.chdir(bundle)  # what is relative in the specification is so to the bundle
-        spec = _spec(bundle, container_id)
+        spec = _spec(bundle, container_id, systemd_cgroup=context.systemd_cgroup)
         check_terminal(spec["process"], console is not None, detached=detached)
         directory = state.make(context.root, container_id)
         undo.callback(directory.close)
@@ -107,12 +107,16 @@ def _listening() -> int:
     return int(count) if meant and count.isdecimal() else 0
 
 
-def _spec(bundle: str, container_id: str) -> dict[str, Any]:
+def _spec(bundle: str, container_id: str, *, systemd_cgroup: bool) -> dict[str, Any]:
     spec = dict(oci.load(bundle))
     linux = spec["linux"] = dict(spec.get("linux") or {})
     # Without a path, and with a relative one, it is ours to choose (config-linux.md).
-    path = linux.get("cgroupsPath") or f"runtimeshim-{container_id}"
-    linux["cgroupsPath"] = path if path.startswith("/") else f"/{path}"
+    path = linux.get("cgroupsPath")
+    if systemd_cgroup:
+        linux["cgroupsPath"] = path or f"system.slice:runtimeshim:{container_id}"
+    else:
+        path = path or f"runtimeshim-{container_id}"
+        linux["cgroupsPath"] = path if path.startswith("/") else f"/{path}"
     process = spec["process"] = dict(spec.get("process") or {})
     if _listening():
         listen = [f"LISTEN_FDS={_listening()}", "LISTEN_PID=1"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).parent / "guest"
@@ -71,7 +72,10 @@ def provide(cache: Path) -> Image:
 
 def key() -> str:
     """Return the digest of all that decides the image's content."""
-    parts = [Path(__file__).read_text(), (ROOT / "pyproject.toml").read_text(), *_packages()]
+    description = _description()
+    installed = [description[name] for name in ("project", "build-system")]
+    installed.append(description["tool"]["setuptools"])
+    parts = [Path(__file__).read_text(), json.dumps(installed), *_packages()]
     parts += [path.read_text() for path in sorted(GUEST.glob("boot*"))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -90,10 +94,14 @@ def _packages() -> list[str]:
 
 def _requirements() -> list[str]:
     """Return the Python packages of the project and its tests."""
-    description = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    description = _description()
     project = description["project"]
     build = description["build-system"]["requires"]
     return [*project["dependencies"], *project["optional-dependencies"]["test"], *build, "wheel"]
+
+
+def _description() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def _install_missing() -> None:
