@@ -12,6 +12,7 @@ from runtimeshim.cli import handover
 from runtimeshim.cli.command import Context
 from runtimeshim.cli.options import Flag, Options, UsageError
 from runtimeshim.linux import syscalls
+from runtimeshim.linux.cgroups import units
 from runtimeshim.oci import container as oci
 from runtimeshim.oci import state
 from runtimeshim.oci.gate import Gate
@@ -113,7 +114,12 @@ def _spec(bundle: str, container_id: str, *, systemd_cgroup: bool) -> dict[str, 
     # Without a path, and with a relative one, it is ours to choose (config-linux.md).
     path = linux.get("cgroupsPath")
     if systemd_cgroup:
-        linux["cgroupsPath"] = path or f"system.slice:runtimeshim:{container_id}"
+        path = path or f"system.slice:runtimeshim:{container_id}"
+        if not units.is_unit(path):
+            raise UsageError(
+                f"--systemd-cgroup: linux.cgroupsPath {path!r} is not of the form slice:prefix:name"
+            )
+        linux["cgroupsPath"] = path
     else:
         path = path or f"runtimeshim-{container_id}"
         linux["cgroupsPath"] = path if path.startswith("/") else f"/{path}"

@@ -62,6 +62,8 @@ def provide(cache: Path) -> Image:
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "lock"):
         if not directory.exists():
+            for broken in cache.glob("building-*"):
+                shutil.rmtree(broken)
             _install_missing()
             with tempfile.TemporaryDirectory(prefix="building-", dir=cache) as building:
                 _build(Path(building))
