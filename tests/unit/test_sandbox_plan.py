@@ -118,26 +118,6 @@ def test_a_cgroup_parent_that_is_no_path_is_refused(given: str) -> None:
         cgroup_path(given)
 
 
-def test_with_the_systemd_driver_pods_are_slices_and_their_inits_scopes() -> None:
-    made = config()
-    made.linux.cgroup_parent = "kubepods-burstable-pod1.slice"
-    plan = plan_sandbox("abc", made, systemd=True)
-    assert plan.cgroup_parent == "kubepods-burstable-pod1.slice"
-    assert plan.init_cgroup == "kubepods-burstable-pod1.slice:cri-criserver:abc"
-    made.linux.cgroup_parent = ""
-    assert plan_sandbox("abc", made, systemd=True).cgroup_parent == "criserverabc.slice"
-
-
-@pytest.mark.parametrize("given", ["/kubepods/pod1", "a.scope", "a--b.slice", "/", "a.slice/"])
-def test_a_cgroup_parent_that_is_no_slice_is_refused(given: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="the cgroup driver is systemd"):
-        cgroup_path(given, systemd=True)
-
-
-def test_the_name_of_a_slice_is_enough() -> None:
-    assert cgroup_path("/a.slice/a-b.slice", systemd=True) == "a-b.slice"
-
-
 @pytest.mark.parametrize("hostname", ["a" * 65, "a b", "a\n127.0.0.1 evil"])
 def test_a_hostname_that_is_none_is_refused(hostname: str) -> None:
     with pytest.raises(InvalidArgumentError, match="hostname"):

@@ -107,6 +107,13 @@ class CgroupManager(ABC):
     def oom_kills(self, path: str) -> int:
         """Return how many processes the OOM killer took in the cgroup; 0 when it is gone."""
 
+    def was_oom_killed(self, path: str) -> bool:
+        """Tell whether the OOM killer ended what was in a cgroup that is gone, counter and all.
+
+        Asked of a cgroup whose last process got SIGKILL. False where a cgroup stays until `delete`.
+        """
+        return False
+
     @abstractmethod
     def delete(self, path: str) -> None:
         """Remove the cgroup with its descendants; idempotent. EBUSY is retried for 0.5 s."""

@@ -28,6 +28,8 @@ class UnitManager(CgroupManager):
         self.swap = plain.swap
         # Limits of scopes that are still to be started.
         self._pending: dict[str, Mapping[str, object]] = {}
+        # What slices counted when their scopes' counters were last read.
+        self._around: dict[str, int] = {}
 
     def create(self, path: str) -> None:
         """See CgroupManager. A scope comes to be when it is joined; its slice is made now."""
@@ -110,12 +112,34 @@ class UnitManager(CgroupManager):
 
     def oom_kills(self, path: str) -> int:
         """See CgroupManager."""
-        return self._plain.oom_kills(units.directory(path))
+        if not units.is_unit(path):
+            return self._plain.oom_kills(path)
+        unit = units.parse(path)
+        around = self._plain.oom_kills(units.Unit(unit.slice).path())
+        kills = self._plain.oom_kills(unit.path())
+        if self._exists(unit):
+            self._around[path] = around
+        return kills
+
+    def was_oom_killed(self, path: str) -> bool:
+        """See CgroupManager.
+
+        systemd removes a scope as soon as it is empty, and the kernel may hold back a notification
+        for 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV). So the slice's counter decides, which has that of
+        its scopes in it: by how much it has risen since `oom_kills` was asked at the last
+        notification, that of the limit being reached.
+        """
+        if not units.is_unit(path) or path not in self._around:
+            return False
+        unit = units.parse(path)
+        around = self._plain.oom_kills(units.Unit(unit.slice).path())
+        return not self._exists(unit) and around > self._around[path]
 
     def delete(self, path: str) -> None:
         """See CgroupManager."""
         if units.is_unit(path):
             self._pending.pop(path, None)
+            self._around.pop(path, None)
             unit = units.parse(path)
             with _explained(f"stop {unit.name}"):
                 systemd.stop(unit.name)
