@@ -30,6 +30,7 @@ from criserver.host_facts import host_facts
 from criserver.recovery import recover
 from criserver.runtime import Runtime
 from criserver.sandbox_watch import SandboxWatch
+from criserver.service import Service
 from criserver.shims import Shims
 from criserver.stats.collector import Collector
 from criserver.status import VERSION
@@ -107,6 +108,7 @@ def _lock(config: Config) -> Lock:
 
 async def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT; containers go on."""
+    service = Service()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -134,7 +136,9 @@ async def serve(config: Config) -> None:
         stack.push_async_callback(runtime.collector.close)
         checkpoints = asyncio.create_task(checkpoint_forever(config.root))
         stack.callback(checkpoints.cancel)
-        await _serve(runtime, connection, stopping)
+        watchdog = asyncio.create_task(service.keep_alive())
+        stack.callback(watchdog.cancel)
+        await _serve(runtime, connection, stopping, service)
 
 
 def _make_runtime(
@@ -211,7 +215,9 @@ def _make_cni(
     )
 
 
-async def _serve(runtime: Runtime, connection: sqlite3.Connection, stopping: asyncio.Event) -> None:
+async def _serve(
+    runtime: Runtime, connection: sqlite3.Connection, stopping: asyncio.Event, service: Service
+) -> None:
     """Bind the socket, recover, and answer until `stopping` is set."""
     # Here, with the spawner running: grpc starts threads when it is imported.
     from criserver.handlers import handlers
@@ -231,8 +237,10 @@ async def _serve(runtime: Runtime, connection: sqlite3.Connection, stopping: asy
         gc.freeze()  # what is loaded by now stays: later collections need not look at it
         readiness.ready()
         _announce(socket)
+        service.ready()
         await stopping.wait()
         log.info("stopping")
+        service.stopping()
     finally:
         readiness.close("criserver is stopping")
         runtime.events.close()  # or the server would wait for the streams' readers
