@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from api.errors import CRIError
+from criserver import apparmor, oci_features
 from criserver import config as configuration
-from criserver import oci_features
 from criserver.config import Config, ConfigError
 from criserver.events import Events, publish_changes
 from criserver.host_facts import host_facts
@@ -127,7 +127,8 @@ async def serve(config: Config) -> None:
             cidrs,
         )
         stack.push_async_callback(network.close)
-        runtime = _make_runtime(config, connection, spawner, network)
+        profile = await apparmor.load_default(spawner)
+        runtime = _make_runtime(config, connection, spawner, network, profile)
         binaries = {name: external.path for name, external in config.runtimes.items()}
         runtime.recursive_read_only = await oci_features.recursive_read_only(spawner, binaries)
         stack.push_async_callback(runtime.shims.close)
@@ -142,10 +143,14 @@ async def serve(config: Config) -> None:
 
 
 def _make_runtime(
-    config: Config, connection: sqlite3.Connection, spawner: Spawner, network: SelectedNetwork
+    config: Config,
+    connection: sqlite3.Connection,
+    spawner: Spawner,
+    network: SelectedNetwork,
+    apparmor_profile: str,
 ) -> Runtime:
     manager = cgroups.manager()
-    host = host_facts(manager)
+    host = host_facts(manager, apparmor_profile)
     sandbox_host = SandboxHost(cgroup_driver=config.cgroup_driver, selinux=host.selinux)
     sandboxes = SandboxStore(connection)
     containers = ContainerStore(connection)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.vm.instant"]
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The reboot comes last: after it, nothing of this session is left."""
