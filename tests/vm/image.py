@@ -63,7 +63,7 @@ def provide(cache: Path) -> Image:
     with _locked(cache / "lock"):
         if not directory.exists():
             for broken in cache.glob("building-*"):
-                shutil.rmtree(broken)
+                _remove(broken)
             _install_missing()
             with tempfile.TemporaryDirectory(prefix="building-", dir=cache) as building:
                 _build(Path(building))
@@ -148,8 +148,10 @@ def _bootstrap(root: Path, wheels: Path) -> None:
     os.environ["REQUIREMENTS"] = "\n".join(_requirements())
     options = [f"--aptopt={line}" for line in _apt_settings()]
     options += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
+    # It mounts this machine's /dev below the root. In a mount namespace of its own these mounts end
+    # with it, however it ends: whoever then removes the root removes nothing but that.
     _run(
-        "mmdebstrap", "--quiet", "--mode=root", "--variant=essential", "--format=directory",
+        "unshare", "--mount", "--propagation", "private", "mmdebstrap", "--quiet", "--mode=root", "--variant=essential", "--format=directory",
         "--aptopt=APT::Install-Recommends false", *options,
         f"--include={','.join(_packages())}",
         f"--setup-hook={GUEST}/boot-before \"$1\"",
@@ -180,6 +182,14 @@ def _remove_unused(cache: Path) -> None:
     for directory in cache.iterdir():
         if (directory / "root.img").exists() and directory.stat().st_mtime < limit:
             shutil.rmtree(directory)
+
+
+def _remove(directory: Path) -> None:
+    """Remove what a build left that was killed; not what is mounted in it from elsewhere."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    if any(line.split()[4].startswith(f"{directory}/") for line in mounts):
+        sys.exit(f"hack/vm: something is mounted below {directory}: unmount it first")
+    shutil.rmtree(directory)
 
 
 def _run(*command: str, output: bool = False) -> str:
