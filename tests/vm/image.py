@@ -151,7 +151,8 @@ def _bootstrap(root: Path, wheels: Path) -> None:
     # It mounts this machine's /dev below the root. In a mount namespace of its own these mounts end
     # with it, however it ends: whoever then removes the root removes nothing but that.
     _run(
-        "unshare", "--mount", "--propagation", "private", "mmdebstrap", "--quiet", "--mode=root", "--variant=essential", "--format=directory",
+        "unshare", "--mount", "--propagation", "private",
+        "mmdebstrap", "--quiet", "--mode=root", "--variant=essential", "--format=directory",
         "--aptopt=APT::Install-Recommends false", *options,
         f"--include={','.join(_packages())}",
         f"--setup-hook={GUEST}/boot-before \"$1\"",
