@@ -25,7 +25,7 @@ from api.errors import (
     UnavailableError,
 )
 from api.stages import RECORDER, stage
-from criserver import cdi, host_devices, image_volumes, signals
+from criserver import apparmor, cdi, host_devices, image_volumes, signals
 from criserver.bundle import remove_bundle, write_bundle
 from criserver.container_spec import ContainerSpecInput, container_spec, localhost_profile
 from criserver.made_once import join_or_claim
@@ -237,6 +237,8 @@ class Creation:
                 target_pid_namespace=self._target(context.namespace_options),
             )
         )
+        if profile := spec["process"].get("apparmorProfile"):
+            apparmor.check_loaded(profile)
         if (limit := runtime.config.containers.pids_limit) > 0:
             spec["linux"]["resources"]["pids"] = {"limit": limit}
         return spec

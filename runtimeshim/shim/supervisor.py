@@ -355,6 +355,8 @@ class Supervisor:
         task = self._task
         # Once more: the exit may have come before the notification.
         oom_killed = max(self._oom_kills, task.manager.oom_kills(task.cgroup_path)) > 0
+        if not oom_killed and exit_code(status) == 128 + signal.SIGKILL:
+            oom_killed = task.manager.was_oom_killed(task.cgroup_path)
         task.manager.kill(task.cgroup_path)
         self._stdio.finish(DRAIN_SECONDS)
         self._reap_rest()
