@@ -161,7 +161,7 @@ def test_10_mb_into_a_terminal(run: Callable[..., Command]) -> None:
 @pytest.mark.parametrize("tty", [False, True])
 def test_an_exit_before_the_input_is_read(run: Callable[..., Command], tty: bool) -> None:
     command = run("echo out; exit 5", TERMINAL if tty else ALL, tty=tty)
-    thread = writing(command, MUCH)
+    thread = writing(command, b"no key that kills\n" * 600_000)
     assert command.exit_code() == 5
     assert b"out" in command.output()
     thread.join()
