@@ -24,9 +24,9 @@ EXPANDED = "/kubepods.slice/kubepods-burstable.slice/" + SLICE
     ],
 )  # fmt: skip
 def test_a_path_names_a_unit_and_a_directory(path: str, name: str, directory: str) -> None:
-    unit = unit_properties.parse(path)
+    unit = units.parse(path)
     assert (unit.name, unit.path()) == (name, directory)
-    assert unit_properties.directory(path) == directory
+    assert units.directory(path) == directory
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def test_a_path_names_a_unit_and_a_directory(path: str, name: str, directory: st
 )  # fmt: skip
 def test_what_names_no_unit_is_refused(path: str) -> None:
     with pytest.raises(CgroupError, match="names no unit of systemd"):
-        unit_properties.parse(path)
+        units.parse(path)
 
 
 def test_a_container_is_a_child_of_its_pods_cgroup_of_either_kind() -> None:
-    assert unit_properties.child("/kubepods/pod1", "abc") == "/kubepods/pod1/abc"
-    assert unit_properties.child(SLICE, "abc") == f"{SLICE}:cri-criserver:abc"
+    assert units.child("/kubepods/pod1", "abc") == "/kubepods/pod1/abc"
+    assert units.child(SLICE, "abc") == f"{SLICE}:cri-criserver:abc"
 
 
 def test_limits_as_properties() -> None:
