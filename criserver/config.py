@@ -25,7 +25,7 @@ from imageservice import pinning
 DEFAULT_CONFIG = Path("/etc/criserver/config.toml")
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-CGROUP_DRIVERS = ("cgroupfs",)
+CGROUP_DRIVERS = ("cgroupfs", "systemd")
 
 # IFNAMSIZ less the NUL (man 7 netdevice).
 MAX_INTERFACE_NAME = 15

@@ -30,6 +30,6 @@ async def attach(runtime: Runtime, request: cri.AttachRequest) -> cri.AttachResp
         f"attach to container {container.id}",
         start,
         has_exit_code=False,
-        ends_with_stdin=request.stdin and (config.tty or not config.stdin_once),
+        ends_with_stdin=config.stdin and (config.tty or not config.stdin_once),
     )
     return cri.AttachResponse(url=runtime.streams.url("attach", command_request(command, request)))

@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from api.errors import CRIError
+from criserver import apparmor, oci_features
 from criserver import config as configuration
-from criserver import oci_features
 from criserver.config import Config, ConfigError
 from criserver.events import Events, publish_changes
 from criserver.host_facts import host_facts
 from criserver.recovery import recover
 from criserver.runtime import Runtime
 from criserver.sandbox_watch import SandboxWatch
+from criserver.service import Service
 from criserver.shims import Shims
 from criserver.stats.collector import Collector
 from criserver.status import VERSION
@@ -107,6 +108,7 @@ def _lock(config: Config) -> Lock:
 
 async def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT; containers go on."""
+    service = Service()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -125,7 +127,8 @@ async def serve(config: Config) -> None:
             cidrs,
         )
         stack.push_async_callback(network.close)
-        runtime = _make_runtime(config, connection, spawner, network)
+        profile = await apparmor.load_default(spawner)
+        runtime = _make_runtime(config, connection, spawner, network, profile)
         binaries = {name: external.path for name, external in config.runtimes.items()}
         runtime.recursive_read_only = await oci_features.recursive_read_only(spawner, binaries)
         stack.push_async_callback(runtime.shims.close)
@@ -134,14 +137,20 @@ async def serve(config: Config) -> None:
         stack.push_async_callback(runtime.collector.close)
         checkpoints = asyncio.create_task(checkpoint_forever(config.root))
         stack.callback(checkpoints.cancel)
-        await _serve(runtime, connection, stopping)
+        watchdog = asyncio.create_task(service.keep_alive())
+        stack.callback(watchdog.cancel)
+        await _serve(runtime, connection, stopping, service)
 
 
 def _make_runtime(
-    config: Config, connection: sqlite3.Connection, spawner: Spawner, network: SelectedNetwork
+    config: Config,
+    connection: sqlite3.Connection,
+    spawner: Spawner,
+    network: SelectedNetwork,
+    apparmor_profile: str,
 ) -> Runtime:
     manager = cgroups.manager()
-    host = host_facts(manager)
+    host = host_facts(manager, apparmor_profile)
     sandbox_host = SandboxHost(cgroup_driver=config.cgroup_driver, selinux=host.selinux)
     sandboxes = SandboxStore(connection)
     containers = ContainerStore(connection)
@@ -211,7 +220,9 @@ def _make_cni(
     )
 
 
-async def _serve(runtime: Runtime, connection: sqlite3.Connection, stopping: asyncio.Event) -> None:
+async def _serve(
+    runtime: Runtime, connection: sqlite3.Connection, stopping: asyncio.Event, service: Service
+) -> None:
     """Bind the socket, recover, and answer until `stopping` is set."""
     # Here, with the spawner running: grpc starts threads when it is imported.
     from criserver.handlers import handlers
@@ -231,8 +242,10 @@ async def _serve(runtime: Runtime, connection: sqlite3.Connection, stopping: asy
         gc.freeze()  # what is loaded by now stays: later collections need not look at it
         readiness.ready()
         _announce(socket)
+        service.ready()
         await stopping.wait()
         log.info("stopping")
+        service.stopping()
     finally:
         readiness.close("criserver is stopping")
         runtime.events.close()  # or the server would wait for the streams' readers

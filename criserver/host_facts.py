@@ -16,8 +16,8 @@ RECURSIVE_READ_ONLY_KERNEL = (5, 12)
 SELINUX = Path("/sys/fs/selinux/enforce")
 
 
-def host_facts(manager: CgroupManager) -> HostFacts:
-    """Look the machine up."""
+def host_facts(manager: CgroupManager, apparmor_profile: str = "") -> HostFacts:
+    """Look the machine up; `apparmor_profile` is the default one, loaded, "" without AppArmor."""
     machine = os.uname()
     return HostFacts(
         machine=machine.machine,
@@ -27,6 +27,7 @@ def host_facts(manager: CgroupManager) -> HostFacts:
         swap=manager.swap,
         hugetlb="hugetlb" in manager.controllers,
         selinux=SELINUX.exists(),
+        apparmor_profile=apparmor_profile,
         recursive_read_only=kernel_version(machine.release) >= RECURSIVE_READ_ONLY_KERNEL,
     )
 

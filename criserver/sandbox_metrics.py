@@ -70,14 +70,20 @@ def _read(
     into: cri.PodSandboxMetrics,
 ) -> None:
     reading = readings.sandbox(target, details=True)
-    fill_sandbox_metrics(into.metrics, target, reading, readings.network(target))
+    fill_sandbox_metrics(into, target, reading, readings.network(target), readings.messages)
     for each in target.containers:
         if each.container.state is State.EXITED:
             continue
-        made = into.container_metrics.add(container_id=each.container.id)
         reading = readings.container(each, details=True)
-        pids = readings.pids(each)
-        fill_container_metrics(made.metrics, each, target, reading, pids, filesystem)
+        fill_container_metrics(
+            into.container_metrics.add(),
+            each,
+            target,
+            reading,
+            readings.pids(each),
+            filesystem,
+            readings.messages,
+        )
 
 
 def _filesystem(root: Path) -> Filesystem:

@@ -9,7 +9,7 @@ from api.errors import FailedPreconditionError, InternalError, InvalidArgumentEr
 from criserver.runtime import Runtime
 from criserver.store.sandboxes import Sandbox
 from criserver.streaming.port_forward import MAX_PORT, Forward
-from podsandbox.sockets import connect_localhost
+from podsandbox.sockets import WORKER_SECONDS, connect_localhost
 from runtimeshim.client import SpawnerError, WorkerError
 
 
@@ -30,10 +30,11 @@ async def port_forward(
         _check_tcp(current, port)
         try:
             return await connect_localhost(runtime.spawner, _netns(current), port)
-        except OSError as err:  # TimeoutError of the worker is one
+        except (WorkerError, SpawnerError, TimeoutError) as err:
+            reason = str(err) or f"nothing for {WORKER_SECONDS:.0f} s"
+            raise InternalError(f"no socket in the pod's network namespace: {reason}") from err
+        except OSError as err:
             raise FailedPreconditionError(err.strerror or str(err)) from err
-        except (WorkerError, SpawnerError) as err:
-            raise InternalError(f"no socket in the pod's network namespace: {err}") from err
 
     forward = Forward(f"port-forward to pod {sandbox.id}", tuple(request.port), connect)
     return cri.PortForwardResponse(url=runtime.streams.url("portforward", forward))

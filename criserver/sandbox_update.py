@@ -51,7 +51,8 @@ async def _update(
     if is_ours and resources and sandbox.state == cri.SANDBOX_READY:
         try:
             with stage("cgroup"):
-                update(runtime.cgroups, own_cgroup_of(sandbox_id), resources)
+                own = own_cgroup_of(sandbox_id, runtime.config.cgroup_driver)
+                update(runtime.cgroups, own, resources)
         except CgroupError as err:
             raise refused(err) from err
     with stage("record"):

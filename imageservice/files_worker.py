@@ -12,7 +12,7 @@ import stat
 from typing import Any
 
 from imageservice import parent_attributes
-from runtimeshim.linux import mounts, syscalls
+from runtimeshim.linux import mounts, overlay, syscalls
 
 # What passwd and group may hold; runc and containerd parse no more in practice.
 MAX_FILE = 1 << 20
@@ -75,26 +75,19 @@ def open_view(lowerdirs: list[str]) -> int:
     """Return a directory fd of the layers' merged view; it is attached nowhere."""
     if len(lowerdirs) == 1:
         return os.open(lowerdirs[0], os.O_PATH | os.O_DIRECTORY)
-    options: list[tuple[str, str | None]] = [("source", "overlay")]
-    options += [("lowerdir+", lower) for lower in lowerdirs]
     attributes = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NODEV | mounts.MOUNT_ATTR_NOSUID
     try:
-        return mounts.new_mount("overlay", options, attributes)
+        return overlay.new(lowerdirs, attributes=attributes)
     except OSError as err:
-        if err.errno != errno.EINVAL or "lowerdir+" not in str(err):
-            raise
-        return _open_view_by_mount(lowerdirs)  # before Linux 6.5
+        return _open_view_by_mount(lowerdirs, err)
 
 
-def _open_view_by_mount(lowerdirs: list[str]) -> int:
+def _open_view_by_mount(lowerdirs: list[str], refused: OSError) -> int:
     """Mount by mount(2), in a mount namespace that ends with this process."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     mounts.set_propagation("/", mounts.MS_PRIVATE | mounts.MS_REC)
-    base = os.path.commonpath([os.path.dirname(lower) for lower in lowerdirs])
-    os.chdir(base)  # the options have to fit in a page, so layers are named relatively
-    lower = ":".join(os.path.relpath(path, base) for path in lowerdirs)
     flags = mounts.MS_RDONLY | mounts.MS_NODEV | mounts.MS_NOSUID
-    mounts.mount("overlay", lowerdirs[0], "overlay", flags, f"lowerdir={lower}")
+    overlay.mount_by_string(refused, lowerdirs, lowerdirs[0], flags=flags)
     return os.open(lowerdirs[0], os.O_PATH | os.O_DIRECTORY)
 
 

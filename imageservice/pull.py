@@ -156,6 +156,8 @@ class Assembler:
     async def _complete(self, parts: Parts, source: Repository | None) -> None:
         """Bring everything onto the disk."""
         put = asyncio.create_task(asyncio.to_thread(self._put, parts.documents))
+        if parts.files is not None:  # one of which may be the same blob as the configuration
+            await asyncio.wait((put,))
         try:
             await self._make_layers(parts, source)
         finally:

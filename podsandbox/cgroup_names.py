@@ -5,21 +5,23 @@ from __future__ import annotations
 import posixpath
 
 from api.errors import InvalidArgumentError
+from runtimeshim.linux.cgroups import CgroupError, units
 
-_SLICE = ".slice"
+SYSTEMD = "systemd"
 
 
 def cgroup_path(parent: str, driver: str = "cgroupfs") -> str:
-    """Return a cgroup_parent as an absolute path within the hierarchy.
+    """Return a cgroup_parent as runtimeshim.linux.cgroups takes it.
 
-    Under the driver "systemd" it is the name of a slice, under "cgroupfs" a path. The kubelet's
-    driver and ours must be the same: the wrong kind of name is an InvalidArgumentError.
+    Under the driver "systemd" it is the name of a slice, alone or with the slices around it, and
+    stays a name; under "cgroupfs" an absolute path within the hierarchy. The kubelet's driver and
+    ours must be the same: the wrong kind of name is an InvalidArgumentError.
     """
-    is_slice = parent.endswith(_SLICE)
-    if driver == "systemd":
+    is_slice = parent.endswith(units.SLICE)
+    if driver == SYSTEMD:
         if not is_slice:
             raise _invalid(parent, "is no slice, but the cgroup driver is systemd")
-        return slice_path(posixpath.basename(parent))
+        return _slice(parent)
     if is_slice:
         raise _invalid(parent, "is a systemd slice, but the cgroup driver is cgroupfs")
     parts = parent.strip("/").split("/")
@@ -28,20 +30,13 @@ def cgroup_path(parent: str, driver: str = "cgroupfs") -> str:
     return posixpath.join("/", *parts)
 
 
-def slice_path(name: str) -> str:
-    """Return where systemd puts a slice: below the slices that its name is made of.
-
-    kubepods-burstable-pod1.slice is in /kubepods.slice/kubepods-burstable.slice; "-.slice" is the
-    root (man 5 systemd.slice).
-    """
-    stem = name.removesuffix(_SLICE)
-    if stem == "-":
-        return "/"
-    parts = stem.split("-")
-    if "\0" in name or "/" in name or any(part in ("", ".", "..") for part in parts):
-        raise _invalid(name, "is not the name of a slice")
-    slices = ["-".join(parts[: n + 1]) + _SLICE for n in range(len(parts))]
-    return posixpath.join("/", *slices)
+def _slice(parent: str) -> str:
+    name = posixpath.basename(parent)
+    try:
+        units.parse(name)
+    except CgroupError as err:
+        raise _invalid(parent, "is not the name of a slice") from err
+    return name
 
 
 def _invalid(parent: str, why: str) -> InvalidArgumentError:

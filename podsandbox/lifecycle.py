@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from api.cri import api_pb2 as cri
 from api.errors import InternalError, InvalidArgumentError
 from api.stages import stage
 from podsandbox import pins, pod_init
+from podsandbox.cgroup_names import SYSTEMD
 from podsandbox.etc_files import write_etc_files
 from podsandbox.network import DNS, Network, NetworkResult, PodNetworkRequest, PortMapping
 from podsandbox.plan import SandboxHost, SandboxPlan, own_cgroup_of, plan_sandbox
 from runtimeshim.client import Spawner, SpawnerError, WorkerError, read_to_end
-from runtimeshim.linux.cgroups import CgroupError, CgroupManager
+from runtimeshim.linux.cgroups import CgroupError, CgroupManager, units
 
 WORKER = "namespaces"  # the name under which the spawner knows namespaces_worker.main
 
@@ -90,7 +91,7 @@ class Sandboxes:
         directory = self._directory / sandbox_id
         async with contextlib.AsyncExitStack() as undo:
             with stage("cgroup"):
-                self._make_cgroup(plan, undo)
+                await self._make_cgroup(plan, undo)
             with stage("files"):
                 files = _make_files(directory, config, plan, undo)
             with stage("namespaces"):
@@ -131,7 +132,7 @@ class Sandboxes:
         with _system_faults("release the namespaces"):
             pins.release(directory)
             if plan.init_cgroup is not None:
-                self._cgroups.delete(plan.init_cgroup)
+                await self._delete_cgroup(plan.init_cgroup)
 
     async def remove(self, sandbox_id: str) -> None:
         """Remove what a sandbox has, stopped or not; idempotent."""
@@ -141,7 +142,7 @@ class Sandboxes:
         await pins.kill_init(directory)
         with _system_faults("remove the sandbox"):
             pins.release(directory)
-            self._cgroups.delete(own_cgroup_of(sandbox_id))
+            await self._delete_cgroup(own_cgroup_of(sandbox_id, self._host.cgroup_driver))
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(directory)
 
@@ -163,15 +164,25 @@ class Sandboxes:
         ]
         await self._network.reconcile(pinned)
 
-    def _make_cgroup(self, plan: SandboxPlan, undo: contextlib.AsyncExitStack) -> None:
+    async def _make_cgroup(self, plan: SandboxPlan, undo: contextlib.AsyncExitStack) -> None:
         with _system_faults("create the pod's cgroup"):
             if plan.own_cgroup:
-                undo.callback(self._cgroups.delete, plan.cgroup_parent)
+                undo.push_async_callback(self._delete_cgroup, plan.cgroup_parent)
             elif plan.init_cgroup is not None:
-                undo.callback(self._cgroups.delete, plan.init_cgroup)
-            self._cgroups.create(plan.init_cgroup or plan.cgroup_parent)
+                undo.push_async_callback(self._delete_cgroup, plan.init_cgroup)
+            await self._off_loop(self._cgroups.create, plan.init_cgroup or plan.cgroup_parent)
             if plan.resources:
-                self._cgroups.apply(plan.cgroup_parent, plan.resources)
+                await self._off_loop(self._cgroups.apply, plan.cgroup_parent, plan.resources)
+
+    async def _delete_cgroup(self, path: str) -> None:
+        await self._off_loop(self._cgroups.delete, path)
+
+    async def _off_loop(self, work: Callable[..., None], *args: Any) -> None:
+        """Do in a thread what waits for systemd; what only writes files is faster without."""
+        if self._host.cgroup_driver == SYSTEMD:
+            await asyncio.to_thread(work, *args)
+        else:
+            work(*args)
 
     async def _make_namespaces(
         self, plan: SandboxPlan, directory: Path, undo: contextlib.AsyncExitStack
@@ -276,7 +287,7 @@ def _network_request(
         ),
         annotations=dict(config.annotations),
         labels=dict(config.labels),
-        cgroup_path=plan.cgroup_parent,
+        cgroup_path=units.directory(plan.cgroup_parent),
         dns=dns,
     )
 

@@ -8,13 +8,15 @@ from typing import Any
 
 from api.cri import api_pb2 as cri
 from api.errors import InvalidArgumentError
-from podsandbox.cgroup_names import cgroup_path
+from podsandbox.cgroup_names import SYSTEMD, cgroup_path
 from podsandbox.sysctls import sysctls_for
 from podsandbox.user_namespace import UserNamespace, user_namespace_of
+from runtimeshim.linux.cgroups import units
 
 # Of pods that come without a cgroup parent: those of crictl, never of the kubelet. There is no
 # common parent, which would be left behind by the last of them.
-_OWN_CGROUP = "/criserver-"
+_OWN_CGROUP = "/criserver-{}"
+_OWN_SLICE = "criserver{}.slice"  # a "-" would put it into another slice
 
 # The kernel's __NEW_UTS_LEN.
 _MAX_HOSTNAME = 64
@@ -60,9 +62,9 @@ class SandboxPlan:
         return "ipc" in self.namespaces
 
 
-def own_cgroup_of(sandbox_id: str) -> str:
+def own_cgroup_of(sandbox_id: str, driver: str) -> str:
     """Return the cgroup of a pod that came without a cgroup parent."""
-    return _OWN_CGROUP + sandbox_id
+    return (_OWN_SLICE if driver == SYSTEMD else _OWN_CGROUP).format(sandbox_id)
 
 
 def plan_sandbox(
@@ -80,7 +82,7 @@ def plan_sandbox(
     namespaces = _namespaces(options)
     own_cgroup = not linux.cgroup_parent
     parent = (
-        own_cgroup_of(sandbox_id)
+        own_cgroup_of(sandbox_id, host.cgroup_driver)
         if own_cgroup
         else cgroup_path(linux.cgroup_parent, host.cgroup_driver)
     )
@@ -92,7 +94,7 @@ def plan_sandbox(
         cgroup_parent=parent,
         own_cgroup=own_cgroup,
         # A leaf: on cgroup v2 the pod's own cgroup cannot hold processes beside its children.
-        init_cgroup=f"{parent}/{sandbox_id}" if shared_pid else None,
+        init_cgroup=units.child(parent, sandbox_id) if shared_pid else None,
         # The kubelet has set the limits of a cgroup that it made itself. What it passes here are
         # sums that leave out every container without a limit, and would be too tight.
         resources=oci_resources(linux.resources, linux.overhead) if own_cgroup else {},
@@ -124,7 +126,8 @@ def _mount_label(option: cri.SELinuxOption) -> str:
 
 
 def _hostname(hostname: str) -> str:
-    if len(hostname.encode()) > _MAX_HOSTNAME or any(char.isspace() for char in hostname):
+    malformed = " " in hostname or not hostname.isprintable()
+    if len(hostname.encode()) > _MAX_HOSTNAME or malformed:
         raise InvalidArgumentError(
             f"hostname {hostname[:256]!r} is not a name of at most {_MAX_HOSTNAME} bytes"
         )

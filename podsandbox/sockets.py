@@ -23,7 +23,7 @@ async def connect_localhost(spawner: Spawner, netns: str | None, port: int) -> s
 
     netns is the path of the pod's network namespace, None for the host's. The socket does not block
     and is the caller's. Raises OSError with the reason for each address, and what
-    Spawner.run_worker raises.
+    Spawner.run_worker raises (a TimeoutError is the worker's).
     """
     with contextlib.ExitStack() as stack:
         sockets = _host_sockets() if netns is None else await _pod_sockets(spawner, netns)

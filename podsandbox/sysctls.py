@@ -53,6 +53,8 @@ def sysctls_for(
             raise InvalidArgumentError(
                 f"sysctl {name!r} cannot be set: the pod has the host's {kind} namespace"
             )
+        if "\0" in value:
+            raise InvalidArgumentError(f"the value of sysctl {name!r} contains a NUL byte")
         chosen[path] = value
     return chosen
 

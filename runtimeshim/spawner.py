@@ -502,7 +502,7 @@ def reset_signals() -> None:
 
 
 def main() -> None:
-    """Entry point: `python -I -m runtimeshim.spawner BUILD [NAME=MODULE:FUNCTION …]`."""
+    """Entry point; the arguments are BUILD [NAME=MODULE:FUNCTION …] (runtimeshim.client.launch)."""
     reset_signals()
     syscalls.close_all_but([LISTENER_FD])  # whatever the daemon's own parent had left open
     os.umask(0o022)

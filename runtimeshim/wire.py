@@ -25,13 +25,18 @@ MAX_FDS = 16
 Message = dict[str, Any]
 
 
+# Made once, and called without what json.dumps and json.loads do around them.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().raw_decode
+
+
 class MessageTooLargeError(ValueError):
     """The message does not fit in one packet."""
 
 
 def encode(message: Message) -> bytes:
     """Return the packet of `message`."""
-    packet = json.dumps(message, separators=(",", ":")).encode()
+    packet = _encode(message).encode()
     if len(packet) > MAX_MESSAGE:
         raise MessageTooLargeError(
             f"a message of {len(packet)} bytes is over the limit of {MAX_MESSAGE}: "
@@ -64,9 +69,10 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     try:
-        message = json.loads(packet)
-        if not isinstance(message, dict):
-            raise ValueError("a message is a JSON object")
+        text = packet.decode()
+        message, end = _decode(text)
+        if not isinstance(message, dict) or end != len(text):
+            raise ValueError("a message is one JSON object")
     except ValueError:
         for fd in fds:
             os.close(fd)

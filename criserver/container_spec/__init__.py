@@ -5,7 +5,6 @@ Every error is an InvalidArgumentError that names the field.
 
 from __future__ import annotations
 
-import posixpath
 from typing import Any
 
 from api.cri import api_pb2
@@ -16,6 +15,7 @@ from criserver.container_spec.mounts import image_volumes
 from criserver.container_spec.process import oom_score_adj
 from criserver.container_spec.resources import limits
 from criserver.container_spec.security import localhost_profile
+from runtimeshim.linux.cgroups import units
 
 __all__ = [
     "ContainerSpecInput",
@@ -48,11 +48,8 @@ def container_spec(given: ContainerSpecInput) -> dict[str, Any]:
 
 
 def container_cgroup(parent: str, container_id: str) -> str:
-    """Return a container's cgroup below its pod's, absolute within the hierarchy.
-
-    The kubelet takes what follows the last "-" in the last part for the container's id.
-    """
-    return posixpath.join("/", parent, container_id)
+    """Return a container's cgroup below its pod's, as runtimeshim.linux.cgroups takes it."""
+    return units.child(parent, container_id)
 
 
 def _binds_sys(given: ContainerSpecInput) -> bool:

@@ -46,7 +46,7 @@ class Collector:
         self._writable.keep(containers)
 
         def on_the_thread() -> T:
-            self._readings.rates.keep(alive)
+            self._readings.keep(alive)
             return work(self._readings)
 
         context = contextvars.copy_context()

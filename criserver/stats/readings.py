@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from criserver.stats.metric_messages import MetricMessages
 from criserver.stats.rates import CpuRates
 from criserver.store.containers import Container, State
 from criserver.store.sandboxes import Sandbox
@@ -65,6 +67,12 @@ class Readings:
         self._manager = manager
         self._reader = StatsReader(manager)
         self.rates = CpuRates()
+        self.messages = MetricMessages()
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Forget what is kept of all other containers and pods."""
+        self.rates.keep(keys)
+        self.messages.keep(keys)
 
     def container(self, target: ContainerTarget, *, details: bool = False) -> Reading:
         """Read a container; one that has ended uses nothing."""
@@ -93,7 +101,7 @@ class Readings:
     def _cgroup(self, key: str, path: str, details: bool) -> Reading:
         timestamp = time.time_ns()
         try:
-            stats = self._reader.stats(path, more=details)
+            stats = self._reader.stats(path, monitoring=details)
             more = self._reader.details(path) if details else NO_DETAILS
         except CgroupError as err:  # it has ended meanwhile, most likely
             log.info("%s is not measured: %s", key, err)

@@ -20,6 +20,10 @@ from criserver.streaming.buffer import Buffer
 # full pipe is emptied by one read.
 CHUNK_SIZE = 64 * 1024
 
+# The largest that any user may ask for (pipe-max-size). Only streams that fill a pipe get it, since
+# all pipes of a user are counted together, and that of the containers' root is ours.
+PIPE_SIZE = 1024 * 1024
+
 
 def open_pipe() -> tuple[int, int]:
     """Return the read and the write end of a new pipe, both close-on-exec and blocking."""
@@ -32,6 +36,7 @@ class FdReader:
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
+        self._large = False
         self._patience: float | None = None
         self._waiter: asyncio.Future[bool] | None = None
 
@@ -43,7 +48,11 @@ class FdReader:
         """
         while self._fd >= 0:
             try:
-                return os.read(self._fd, CHUNK_SIZE)
+                data = os.read(self._fd, CHUNK_SIZE)
+                if len(data) == CHUNK_SIZE and not self._large:
+                    self._large = True
+                    _enlarge(self._fd)
+                return data
             except BlockingIOError:
                 if not await self._readable():
                     return b""
@@ -101,6 +110,7 @@ class FdWriter:
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
+        self._large = False
         self._waiter: asyncio.Future[bool] | None = None
 
     @property
@@ -121,6 +131,10 @@ class FdWriter:
             try:
                 rest = rest[os.write(self._fd, rest) :]
             except BlockingIOError:
+                if not self._large:
+                    self._large = True
+                    _enlarge(self._fd)
+                    continue
                 await self._writable()
             except OSError as err:
                 if err.errno != errno.EIO:
@@ -163,6 +177,12 @@ class FdWriter:
 def duplicate(fd: int) -> int:
     """Return a close-on-exec duplicate, so that a reader and a writer each own one."""
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def _enlarge(fd: int) -> None:
+    """Give a pipe that has been full more room, so that its two sides have to meet less often."""
+    with contextlib.suppress(OSError):  # no pipe, or no more memory for pipes: it goes on as it is
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
 
 def _resolve(waiter: asyncio.Future[bool], value: bool) -> None:

@@ -214,13 +214,16 @@ class CNINetwork:
         config, _ = self._configs.load()
         if config is None or config.disable_gc or not config.since("1.1.0"):
             return
-        rows = self._database.execute("SELECT attachment FROM cni_attachments WHERE detaching = 0")
-        stored = [Attachment.from_json(json.loads(row[0])) for row in rows]
-        valid = [one.sandbox_id for one in stored if one.config.name == config.name]
         try:
-            await self._plugins.collect_garbage(config, valid)
+            await self._plugins.collect_garbage(config, lambda: self._attached(config.name))
         except (CNIPluginError, SpawnerError) as err:
             _log.warning("CNI network %s: %s", config.name, err)
+
+    def _attached(self, network: str) -> list[str]:
+        """Return the sandboxes that are attached to a network."""
+        rows = self._database.execute("SELECT attachment FROM cni_attachments WHERE detaching = 0")
+        stored = [Attachment.from_json(json.loads(row[0])) for row in rows]
+        return [one.sandbox_id for one in stored if one.config.name == network]
 
     async def _check(self, attachment: Attachment, netns: Path) -> None:
         config, sandbox_id = attachment.config, attachment.sandbox_id

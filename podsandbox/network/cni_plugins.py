@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from podsandbox.network.cni_protocol import (
     result_for_del,
     stderr_of,
 )
+from podsandbox.network.shared_lock import SharedLock
 from runtimeshim.client import ProgramResult, ProgramTimeoutError
 
 # STATUS looks and does nothing, and the kubelet waits for the answer.
@@ -55,9 +56,15 @@ class Plugins:
         self._bin_dirs = [str(directory) for directory in bin_dirs]
         self._runner = runner
         self._timeout = timeout
+        # GC must run alone, without an ADD or DEL beside it (spec 1.1, section 3).
+        self._lock = SharedLock()
 
     async def add(self, attachment: Attachment, netns: str) -> Result:
         """Run ADD of every plugin in order, each with the result of the one before."""
+        async with self._lock.shared():
+            return await self._add(attachment, netns)
+
+    async def _add(self, attachment: Attachment, netns: str) -> Result:
         result: Result | None = None
         for plugin in attachment.config.plugins:
             stdin = plugin_input(attachment, plugin, result)
@@ -71,16 +78,14 @@ class Plugins:
 
     async def delete(self, attachment: Attachment, netns: str) -> None:
         """Run DEL of every plugin, last first, also after one that fails; `netns` may be ""."""
-        failure: CNIPluginError | None = None
         env = environment("DEL", attachment, netns, self._bin_dirs)
-        for plugin in reversed(attachment.config.plugins):
-            stdin = plugin_input(attachment, plugin, result_for_del(attachment))
-            try:
-                await self._run(plugin, env, stdin)
-            except CNIPluginError as err:
-                failure = failure or err
-        if failure is not None:
-            raise failure
+        result = result_for_del(attachment)
+        runs = [
+            (plugin, plugin_input(attachment, plugin, result))
+            for plugin in reversed(attachment.config.plugins)
+        ]
+        async with self._lock.shared():
+            await self._run_all(env, runs)
 
     async def check(self, attachment: Attachment, netns: str) -> None:
         """Run CHECK of every plugin: is the pod's network as ADD has left it?"""
@@ -95,13 +100,23 @@ class Plugins:
             timeout = min(self._timeout, _STATUS_SECONDS)
             await self._run(plugin, env, network_input(config, plugin), timeout)
 
-    async def collect_garbage(self, config: CNIConfig, valid: Sequence[str]) -> None:
-        """Run GC of every plugin, also after one that fails; `valid` are ids of sandboxes."""
-        failure: CNIPluginError | None = None
+    async def collect_garbage(self, config: CNIConfig, valid: Callable[[], Sequence[str]]) -> None:
+        """Run GC of every plugin, also after one that fails, while no ADD or DEL runs.
+
+        `valid` returns the ids of the sandboxes that are attached at that moment.
+        """
         env = network_environment("GC", self._bin_dirs)
-        for plugin in config.plugins:
+        async with self._lock.alone():
+            ids = valid()
+            runs = [(plugin, gc_input(config, plugin, ids)) for plugin in config.plugins]
+            await self._run_all(env, runs)
+
+    async def _run_all(self, env: Mapping[str, str], runs: Sequence[tuple[Plugin, bytes]]) -> None:
+        """Run plugins one after another, and raise the first failure at the end."""
+        failure: CNIPluginError | None = None
+        for plugin, stdin in runs:
             try:
-                await self._run(plugin, env, gc_input(config, plugin, valid))
+                await self._run(plugin, env, stdin)
             except CNIPluginError as err:
                 failure = failure or err
         if failure is not None:

@@ -40,7 +40,7 @@ FLAGS = (
     Flag("log", "path", "where log lines go (default: stderr)"),
     Flag("log-format", "format", "text (default) or json"),
     Flag("debug", "", "log more"),
-    Flag("systemd-cgroup", "", "not supported: cgroups are made by this program itself"),
+    Flag("systemd-cgroup", "", "systemd makes the cgroups: cgroupsPath is slice:prefix:name"),
     Flag("rootless", "value", "accepted, and without effect"),
     Flag("version v", "", "print the version"),
     Flag("help h", "", "print this"),
@@ -54,11 +54,12 @@ EXEC_FAILED = 255
 class Context:
     """What all verbs share: the global flags."""
 
-    __slots__ = ("log", "root")
+    __slots__ = ("log", "root", "systemd_cgroup")
 
-    def __init__(self, root: str, log: Log) -> None:
+    def __init__(self, root: str, log: Log, *, systemd_cgroup: bool = False) -> None:
         self.root = root
         self.log = log
+        self.systemd_cgroup = systemd_cgroup
 
 
 def run(argv: Sequence[str]) -> int:
@@ -77,10 +78,9 @@ def run(argv: Sequence[str]) -> int:
         return 0 if options.flag("help") else 1
     verb = arguments[0]
     try:
-        if options.flag("systemd-cgroup"):
-            raise UsageError("--systemd-cgroup is not supported: leave it out, cgroupfs is used")
         root = os.path.abspath(options.text("root", DEFAULT_ROOT))
-        return _dispatch(Context(root, log), verb, arguments[1:])
+        context = Context(root, log, systemd_cgroup=options.flag("systemd-cgroup"))
+        return _dispatch(context, verb, arguments[1:])
     except (UsageError, ContainerError, SpecError, OSError) as err:
         log.failure(_explained(verb, err))
     except StageError as err:

@@ -12,6 +12,7 @@ from runtimeshim.cli import handover
 from runtimeshim.cli.command import Context
 from runtimeshim.cli.options import Flag, Options, UsageError
 from runtimeshim.linux import syscalls
+from runtimeshim.linux.cgroups import units
 from runtimeshim.oci import container as oci
 from runtimeshim.oci import state
 from runtimeshim.oci.gate import Gate
@@ -61,7 +62,7 @@ def launch(
         console = connect(undo, options, "console-socket")
         receiver = connect(undo, options, "pidfd-socket")
         os.chdir(bundle)  # what is relative in the specification is so to the bundle
-        spec = _spec(bundle, container_id)
+        spec = _spec(bundle, container_id, systemd_cgroup=context.systemd_cgroup)
         check_terminal(spec["process"], console is not None, detached=detached)
         directory = state.make(context.root, container_id)
         undo.callback(directory.close)
@@ -107,12 +108,21 @@ def _listening() -> int:
     return int(count) if meant and count.isdecimal() else 0
 
 
-def _spec(bundle: str, container_id: str) -> dict[str, Any]:
+def _spec(bundle: str, container_id: str, *, systemd_cgroup: bool) -> dict[str, Any]:
     spec = dict(oci.load(bundle))
     linux = spec["linux"] = dict(spec.get("linux") or {})
     # Without a path, and with a relative one, it is ours to choose (config-linux.md).
-    path = linux.get("cgroupsPath") or f"runtimeshim-{container_id}"
-    linux["cgroupsPath"] = path if path.startswith("/") else f"/{path}"
+    path = linux.get("cgroupsPath")
+    if systemd_cgroup:
+        path = path or f"system.slice:runtimeshim:{container_id}"
+        if not units.is_unit(path):
+            raise UsageError(
+                f"--systemd-cgroup: linux.cgroupsPath {path!r} is not of the form slice:prefix:name"
+            )
+        linux["cgroupsPath"] = path
+    else:
+        path = path or f"runtimeshim-{container_id}"
+        linux["cgroupsPath"] = path if path.startswith("/") else f"/{path}"
     process = spec["process"] = dict(spec.get("process") or {})
     if _listening():
         listen = [f"LISTEN_FDS={_listening()}", "LISTEN_PID=1"]

@@ -41,7 +41,7 @@ def read(manager: CgroupManager, path: str) -> Document:
     """Return the statistics of a cgroup; one that went with its container has used nothing."""
     reader = StatsReader(manager)
     try:
-        stats = reader.stats(path, more=True)
+        stats = reader.stats(path, monitoring=True)
     except CgroupError as err:
         if err.errno != errno.ENOENT:
             raise

@@ -66,6 +66,7 @@ def start(
                 ours.close()
                 join.run(
                     wanted,
+                    init_pid=target.pid,
                     pidfd=target.pidfd,
                     manager=target.manager,
                     cgroup_path=target.cgroup_path,

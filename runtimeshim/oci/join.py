@@ -51,7 +51,7 @@ def run(
         if own_cgroup:
             own = manager.join_own(cgroup_path, own_cgroup, init_pid)
         else:
-            manager.join(cgroup_path, 0)
+            manager.join_beside(cgroup_path, init_pid)
         stages.enter("host-side")
         scheduling.set_affinity(target, "final")
         os.setsid()

@@ -49,7 +49,9 @@ def prepare(
     if bundle_root is None:
         assert overlay is not None
         layers = idmapped_layers(overlay, path, user_namespace)
-        bundle_root = rootfs.open_overlay(layers)
+        scratch = f"{path}/overlay"
+        os.mkdir(scratch, 0o755)
+        bundle_root = rootfs.open_overlay(layers, scratch)
     mounting.open_binds(mounts, around)
     mounting.open_overlays(
         mounts,
@@ -107,8 +109,13 @@ def own_stdio(spec: Mapping[str, Any]) -> None:
 
 
 def open_cgroup(directories: Sequence[tuple[str, str]]) -> list[int]:
-    """Open a cgroup for `join_cgroup`, in every hierarchy; see V1Manager.join for `tasks`."""
+    """Open a cgroup for `join_cgroup`, in every hierarchy; see V1Manager.join for `tasks`.
+
+    Empty for one that is not there yet: a scope of systemd's, which begins with its first process.
+    """
     flags = os.O_WRONLY | os.O_CLOEXEC
+    if not all(os.path.isdir(directory) for _, directory in directories):
+        return []
     return [
         os.open(f"{directory}/{'tasks' if name else 'cgroup.procs'}", flags)
         for name, directory in directories
@@ -116,10 +123,12 @@ def open_cgroup(directories: Sequence[tuple[str, str]]) -> list[int]:
 
 
 def join_cgroup(opened: Sequence[int]) -> bool:
-    """Join the cgroup by fds of before; False where only somebody outside can move us.
+    """Join the cgroup by fds of before; False where somebody outside has to move us.
 
     Since Linux 5.16 it is who opened the file that has to have the right to.
     """
+    if not opened:
+        return False
     try:
         for fd in opened:
             os.write(fd, b"0")

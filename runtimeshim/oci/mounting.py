@@ -216,12 +216,12 @@ def _mount_cgroups(
     """Show the container its own cgroup, of which the cgroup namespace makes the root.
 
     Version 2 is one mount; version 1 a tmpfs with one mount a hierarchy, and a link for each
-    controller that shares one. Without a cgroup namespace a mount would show the host's whole
-    tree: then it is the container's own directories that are bound.
+    controller that shares one. Without a cgroup namespace a mount shows the host's whole tree: so
+    runc has it on version 2, and on version 1 binds the container's own directories instead.
     """
     target = resolve.make_directory(root, destination)
     if [name for name, _, _ in around.cgroups] == [""]:
-        place_and_close(m.new_mount("cgroup2", [("source", "cgroup")], options.set_), target)
+        place_and_close(_open_unified(options, around), target)
         return
     own = dict(around.cgroup_directories)
     base = m.new_mount("tmpfs", [("source", "tmpfs"), ("mode", "755")])
@@ -238,6 +238,17 @@ def _mount_cgroups(
             m.mount_setattr(base, set_=options.set_)
     finally:
         os.close(base)
+
+
+def _open_unified(options: mount_options.MountOptions, around: Surroundings) -> int:
+    try:
+        return m.new_mount("cgroup2", [("source", "cgroup")], options.set_)
+    except OSError as err:
+        # A user namespace without a cgroup namespace of its own may not mount it.
+        if err.errno not in (errno.EPERM, errno.EBUSY) or not around.cgroup_directories:
+            raise
+    ((_, own),) = around.cgroup_directories
+    return _open_hierarchy("cgroup2", "", own, options)
 
 
 def _open_hierarchy(

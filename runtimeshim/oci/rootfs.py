@@ -7,13 +7,13 @@ the init, so whatever fails here disappears with it.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtimeshim.linux import mounts as m
+from runtimeshim.linux import overlay as overlays
 from runtimeshim.linux import syscalls
 from runtimeshim.oci import mount_options, resolve
 from runtimeshim.oci.errors import SpecError
@@ -57,35 +57,33 @@ def _unescape(path: str) -> str:
 
 def mount_overlay(overlay: Mapping[str, Any], target: str) -> None:
     """Mount the container's layers at `target`; the first lower directory is the top one."""
+    lowerdirs, writable = _layers(overlay)
     try:
-        fd = open_overlay(overlay)
+        fd = overlays.new(lowerdirs, writable)
     except OSError as err:
-        if "lowerdir+" not in str(err) or err.errno != errno.EINVAL:
-            raise
-        _mount_overlay_by_string(overlay, target)  # before Linux 6.5
+        overlays.mount_by_string(err, lowerdirs, target, writable)
         return
     _attach(fd, target)
 
 
-def open_overlay(overlay: Mapping[str, Any]) -> int:
-    """Return the container's layers as a detached mount."""
-    options: list[tuple[str, str | None]] = [("source", "overlay")]
-    options += [("lowerdir+", layer) for layer in overlay["lowerdirs"]]
-    options += [("upperdir", overlay["upperdir"]), ("workdir", overlay["workdir"])]
-    if overlay.get("volatile"):
-        options.append(("volatile", None))
-    return m.new_mount("overlay", options)
+def open_overlay(overlay: Mapping[str, Any], scratch: str) -> int:
+    """Return the container's layers as a detached mount.
+
+    Before Linux 6.7 they have to be mounted first: over the directory `scratch`, where they stay.
+    """
+    lowerdirs, writable = _layers(overlay)
+    try:
+        return overlays.new(lowerdirs, writable)
+    except OSError as err:
+        overlays.mount_by_string(err, lowerdirs, scratch, writable)
+    return m.open_tree(m.AT_FDCWD, scratch)
 
 
-def _mount_overlay_by_string(overlay: Mapping[str, Any], target: str) -> None:
-    """Mount by mount(2), whose options have to fit in a page: so layers are named relatively."""
-    base = os.path.commonpath([os.path.dirname(layer) for layer in overlay["lowerdirs"]])
-    lower = ":".join(os.path.relpath(layer, base) for layer in overlay["lowerdirs"])
-    data = f"lowerdir={lower},upperdir={overlay['upperdir']},workdir={overlay['workdir']}"
-    if overlay.get("volatile"):
-        data += ",volatile"
-    os.chdir(base)
-    m.mount("overlay", target, "overlay", 0, data)
+def _layers(overlay: Mapping[str, Any]) -> tuple[list[str], overlays.Writable]:
+    volatile = bool(overlay.get("volatile"))
+    return overlay["lowerdirs"], overlays.Writable(
+        overlay["upperdir"], overlay["workdir"], volatile
+    )
 
 
 def bind_root(path: str) -> None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from runtimeshim.linux.cgroups import units
 from runtimeshim.oci import fields, sysctls
 from runtimeshim.oci.errors import SpecError
 from runtimeshim.oci.schema import Wrong, quote
@@ -195,6 +196,14 @@ def check_cgroup_path(path: str) -> None:
 
     Raises SpecError. Apart from `check`, since a command line may choose another path.
     """
+    if units.is_unit(path):
+        try:
+            unit = units.parse(path)
+        except OSError as err:
+            raise SpecError(f"linux.cgroupsPath: {err.strerror}") from err
+        if not unit.scope:
+            raise SpecError(f"linux.cgroupsPath: {path!r} is a slice, which holds no processes")
+        return
     parts = path.strip("/").split("/")
     if not path.startswith("/") or not parts[0] or {"", ".", ".."} & set(parts):
         raise SpecError(f"linux.cgroupsPath: {path!r} is not an absolute path below the root")

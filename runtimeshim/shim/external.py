@@ -17,6 +17,7 @@ from typing import Any
 
 from runtimeshim import wire
 from runtimeshim.linux import mounts
+from runtimeshim.linux.cgroups import units
 from runtimeshim.oci import container as oci
 from runtimeshim.oci import rootfs
 from runtimeshim.oci.errors import StageError
@@ -82,6 +83,8 @@ class External:
         self, bundle: str, container_id: str, spec: Mapping[str, Any], streams: Streams, stdin: bool
     ) -> None:
         flags = ["create", "--bundle", bundle, "--pid-file", PID_FILE]
+        if units.is_unit((spec.get("linux") or {}).get("cgroupsPath") or "/"):
+            flags = ["--systemd-cgroup", *flags]  # kept in the binary's own state for other verbs
         if not spec["process"].get("terminal"):
             stdio = streams.open_pipes(stdin)
             self._run(bundle, [*flags, container_id], stdio, said=streams.stderr)
@@ -183,6 +186,7 @@ class External:
         `said` is a pipe that its standard error is written to, where that is among the `fds`.
         Raises StageError with the handler's name and the binary's own words.
         """
+        verb = next(word for word in arguments if not word.startswith("-"))
         path = f"{bundle}/{log}"
         _unlink(path)
         output = os.memfd_create("output", os.MFD_CLOEXEC)
@@ -192,13 +196,13 @@ class External:
             code = _spawn([*argv, *arguments], fds or (null, output, output))
             content = os.pread(output, MAX_LOG, 0)
         except OSError as err:
-            raise self._error(arguments[0], err.strerror or str(err)) from err
+            raise self._error(verb, err.strerror or str(err)) from err
         finally:
             os.close(null)
             os.close(output)
         if code != 0:
             spoken = _last_error(path) or _text(content) or _text(_available(said))
-            raise self._error(arguments[0], spoken or f"ended with code {code}, and said nothing")
+            raise self._error(verb, spoken or f"ended with code {code}, and said nothing")
         return content
 
     def _error(self, verb: str, words: str) -> StageError:

@@ -70,6 +70,10 @@ class Keeper:
         """The container is over: nothing is to be adopted."""
         self._send({"op": "release"}, [])
 
+    def close(self) -> None:
+        """Let go of the spawner."""
+        self._lose()
+
     def timeout(self) -> float | None:
         """Return the seconds until `retry` has something to do."""
         return None if self._channel is not None else RETRY_SECONDS

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import resource
+import signal
 import socket
 from collections.abc import Mapping
+from typing import Any
 
 from runtimeshim import wire
 from runtimeshim.linux import capabilities, cgroups, syscalls
@@ -31,10 +33,18 @@ def prepare() -> None:
     net_devices.load()
 
 
+def prepare_shims() -> None:
+    """Do once, in their template, what every shim inherits by the fork."""
+    if _open_files is not None:  # what a container gets is the machine's setting, not ours
+        resource.setrlimit(resource.RLIMIT_NOFILE, _open_files)
+    supervisor.set_oom_score()
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # for the wake-up that goes with a handler
+
+
 def stand_by(keeper_fd: int) -> None:
     """Be the shim of the container that the spawner will name on its connection."""
     kept = socket.socket(fileno=keeper_fd)
-    _become()
+    syscalls.set_child_subreaper()
     creator = Creator(handler_of)
     received = wire.receive(kept)
     if received is None:  # the spawner has gone, or needs no more shims
@@ -56,7 +66,7 @@ def _create(message: wire.Message, client: int, kept: socket.socket, creator: Cr
     if request is None:  # the daemon died between two messages: nothing has been made yet
         return
     try:
-        log = _open_log(message["options"]["log_path"])
+        log = _open_log(message["options"])
         task = creator.create(message)
     except StageError as err:
         failure = {"error": err.message, "stage": err.stage, "kind": err.kind}
@@ -71,7 +81,8 @@ def _create(message: wire.Message, client: int, kept: socket.socket, creator: Cr
 def _adopt(adoption: wire.Message, fds: Mapping[str, int], kept: socket.socket) -> None:
     """Be the shim of a container that has lost its own; `fds` are what the spawner has kept."""
     message, state = adoption["ward"], adoption["state"]
-    log = LogFile(message["options"]["log_path"])
+    options = message["options"]
+    log = LogFile(options["log_path"], options.get("log_directory"))  # an older shim's has none
     log.mend()  # of a line whose write was killed; what it was made of has not been consumed
     task = Task(handler_of(message), message, state, fds)
     task.warnings.append("its first shim was killed; another one adopted it")
@@ -97,15 +108,9 @@ def raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (_open_files[1], _open_files[1]))
 
 
-def _become() -> None:
-    if _open_files is not None:  # what a container gets is the machine's setting, not ours
-        resource.setrlimit(resource.RLIMIT_NOFILE, _open_files)
-    supervisor.set_oom_score()
-    syscalls.set_child_subreaper()
-
-
-def _open_log(path: str | None) -> LogFile:
+def _open_log(options: Mapping[str, Any]) -> LogFile:
+    path = options["log_path"]
     try:
-        return LogFile(path)
+        return LogFile(path, options["log_directory"])
     except OSError as err:
         raise StageError("log", f"the log {path} cannot be opened: {err.strerror}") from err

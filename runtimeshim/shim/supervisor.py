@@ -78,9 +78,8 @@ class Supervisor:
         self._over = False
         self._oom_kills = 0
         self._oom = task.manager.watch_oom(task.cgroup_path)
-        self._wakeup, wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wakeup_w, warn_on_full_buffer=False)
+        self._wakeup, self._wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
         self._operations: dict[str, Operation] = {
             "start": self._start,
             "state": self._state,
@@ -97,7 +96,7 @@ class Supervisor:
         """Serve until the container is over."""
         listener = listen(self._bundle)
         self._poller.register(listener.fileno(), READ, lambda _: self._on_connect(listener))
-        self._poller.register(self._wakeup, READ, lambda _: self._on_sigchld())
+        self._watch_children()
         if first is not None:
             self._add_client(first)
         if self._adopted:
@@ -107,14 +106,37 @@ class Supervisor:
             self._poller.register(self._oom.fd, events, lambda _: self._on_oom())
         self._reap()  # a child that died before SIGCHLD had its handler
         while not self._over:
-            self._poller.turn(self._keeper.timeout())
-            self._keeper.retry(self._task, self._stdio.rests, self._kept_state)
+            self._turn()
         self._poller.unregister(listener.fileno())
         listener.close()
         for client in list(self._clients):
             self._drop(client)
         while self._stdio.flushing():
             self._poller.turn()
+
+    def _watch_children(self) -> None:
+        self._poller.register(self._wakeup, READ, lambda _: self._on_sigchld())
+
+    def _turn(self) -> None:
+        self._poller.turn(self._keeper.timeout())
+        self._keeper.retry(self._task, self._stdio.rests, self._kept_state)
+
+    def rehearse(self, client: socket.socket) -> None:
+        """Serve what is there until the start is answered, then let go of everything.
+
+        See runtimeshim.shim.rehearsal.
+        """
+        self._watch_children()
+        self._add_client(client)
+        os.write(self._wakeup_w, b"\0")
+        while not self._running:
+            self._turn()
+        self._drop(client)
+        self._stdio.finish(0)
+        self._keeper.close()
+        self._poller.close()
+        for fd in (self._wakeup, self._wakeup_w, self._task.pidfd):
+            os.close(fd)
 
     def keep(self) -> None:
         """Entrust the container's ends to the spawner, before anyone hears of the container."""
@@ -333,6 +355,8 @@ class Supervisor:
         task = self._task
         # Once more: the exit may have come before the notification.
         oom_killed = max(self._oom_kills, task.manager.oom_kills(task.cgroup_path)) > 0
+        if not oom_killed and exit_code(status) == 128 + signal.SIGKILL:
+            oom_killed = task.manager.was_oom_killed(task.cgroup_path)
         task.manager.kill(task.cgroup_path)
         self._stdio.finish(DRAIN_SECONDS)
         self._reap_rest()

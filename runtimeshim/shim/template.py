@@ -21,6 +21,8 @@ from collections.abc import Callable
 from runtimeshim import wire
 from runtimeshim.linux import syscalls
 from runtimeshim.shim import main
+from runtimeshim.shim.embedded import Embedded
+from runtimeshim.shim.rehearsal import rehearse
 
 _FD = array.array("i", [0])
 _FD_ROOM = socket.CMSG_SPACE(_FD.itemsize)
@@ -52,6 +54,8 @@ class Template:
 
 def _run(channel: socket.socket) -> None:
     syscalls.set_process_name("shim-template")
+    main.prepare_shims()
+    rehearse(Embedded())
     while True:
         packet, ancillary, _, _ = channel.recvmsg(1, _FD_ROOM, socket.MSG_CMSG_CLOEXEC)
         if not packet:

@@ -1,6 +1,6 @@
 """Pulls side by side with the peers on PATH, and the memory that a large one takes.
 
-    .venv/bin/python -m tests.bench.pull [--rounds N] [--directory DIR]
+    .venv/bin/python -m tests.bench.pull [--rounds N] [--only pulls|memory] [--directory DIR]
 
 Prints the tables of docs/benchmarks.md. Run as root, on a machine that does nothing else: what
 counts is the ratio within one run.
@@ -90,6 +90,7 @@ def main() -> None:
     """Run everything and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="pulls of each image (default 5)")
+    parser.add_argument("--only", choices=("pulls", "memory"), help="one of the two tables")
     parser.add_argument(
         "--directory", type=Path, default=Path("/var/lib"), help="where the roots are made"
     )
@@ -99,10 +100,11 @@ def main() -> None:
     (home / "registry").mkdir()
     registry = Registry(home / "registry")
     try:
-        names = push_all(registry, options.rounds)
         servers = start_all(home)
-        print_pulls(servers, names, options.rounds)
-        print_memory(servers, push(registry, "huge", one_gigabyte()))
+        if options.only != "memory":
+            print_pulls(servers, push_all(registry), options.rounds)
+        if options.only != "pulls":
+            print_memory(servers, push(registry, "huge", one_gigabyte()))
     finally:
         for server in servers:
             server.close()
@@ -111,7 +113,7 @@ def main() -> None:
         shutil.rmtree(home)
 
 
-def push_all(registry: Registry, rounds: int) -> dict[str, str]:
+def push_all(registry: Registry) -> dict[str, str]:
     """Push the images; returns what they are called in the table and in the registry."""
     return {
         title: push(registry, f"bench{number}", make())
@@ -177,8 +179,9 @@ class Watch:
         self._roots = roots
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
-        self.idle = resident(roots)
+        self.idle, _ = resident(roots)
         self.peak: dict[int, int] = dict(self.idle)
+        self._parents: dict[int, int] = {}
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -190,32 +193,39 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
-            for pid, size in resident(self._roots).items():
+            sizes, parents = resident(self._roots)
+            self._parents.update(parents)
+            for pid, size in sizes.items():
                 self.peak[pid] = max(size, self.peak.get(pid, 0))
 
     def growth(self) -> list[int]:
-        """Bytes above idle of each process; a new one's parent is what it began with."""
-        base = max(self.idle.values())
+        """Bytes above idle of each process; one that was forked began with its parent's."""
         return sorted(
-            (peak - self.idle.get(pid, min(base, peak)) for pid, peak in self.peak.items()),
+            (
+                peak - self.idle.get(pid, self.idle.get(self._parents.get(pid, 0), 0))
+                for pid, peak in self.peak.items()
+            ),
             reverse=True,
         )
 
 
-def resident(roots: Sequence[int]) -> dict[int, int]:
-    """Resident bytes of the processes `roots` and of all below them."""
+def resident(roots: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
+    """Resident bytes of the processes `roots` and of all below them, and the parent of each."""
     found: dict[int, int] = {}
+    parents: dict[int, int] = {}
     pending = list(roots)
     while pending:
         pid = pending.pop()
         try:
             pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
             for task in Path(f"/proc/{pid}/task").iterdir():
-                pending += map(int, (task / "children").read_text().split())
+                children = [int(child) for child in (task / "children").read_text().split()]
+                pending += children
+                parents.update(dict.fromkeys(children, pid))
         except (FileNotFoundError, ProcessLookupError):
             continue
         found[pid] = pages * 4096
-    return found
+    return found, parents
 
 
 def print_memory(servers: Sequence[Server], name: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import statistics
 import tempfile
@@ -42,10 +41,9 @@ async def measure(directory: Path, shims: int, rounds: int) -> None:
     """Time one container after another, then look at many."""
     async with harness.runtime(directory, dict(WORKERS)) as rt:
         await print_times(rt, rounds)
-        before = {pid for pid, _ in shim_processes()}
         for number in range(shims):
             await rt.start(rt.spec(SLEEP, f"m{number}"), f"m{number}")
-        pids = [pid for pid, _ in shim_processes() if pid not in before]
+        pids = shims_of(rt.spawner.pid)
         print_memory("idle", pids)
         for shim in rt.shims[-shims:]:
             await run_true(rt, shim)
@@ -108,14 +106,14 @@ async def run_true(rt: harness.Runtime, shim: Shim) -> None:
         os.close(null)
 
 
-def shim_processes() -> Iterable[tuple[int, str]]:
-    """The processes that have named themselves as shims do: pid and name."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it has gone meanwhile
-                name = (entry / "comm").read_text().strip()
-                if name.startswith("shim "):
-                    yield int(entry.name), name
+def shims_of(spawner: int) -> list[int]:
+    """The children of the spawner that have named themselves as shims of containers do."""
+    children = Path(f"/proc/{spawner}/task/{spawner}/children").read_text().split()
+    return [pid for pid in map(int, children) if name_of(pid).startswith("shim ")]
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text()
 
 
 def print_memory(what: str, pids: Sequence[int]) -> None:

@@ -2,9 +2,10 @@
 
     .venv/bin/python -m tests.fuzz [TARGET…] [--seconds N] [--seed N] [--input FILE]
 
-Targets: tar, unpack, reference, hosts, policy; all of them in turns by default. A fault is printed
-with its traceback, its input is written to a file, and the exit code is 1. `--input FILE` runs one
-target on a file again. The unit tests run a short, fixed part of the same.
+Targets: tar, unpack, reference, hosts, policy, request, pod, cdi, cdi-names, pressure; all of them
+in turns by default. A fault is printed with its traceback, its input is written to a file, and the
+exit code is 1. `--input FILE` runs one target on a file again. The unit tests run a short, fixed
+part of the same.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import time
 import traceback
 from pathlib import Path
 
+from tests.fuzz import cri_targets, targets
 from tests.fuzz.mutation import mutated
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.targets import Target
+
+TARGETS = {**targets.TARGETS, **cri_targets.TARGETS}
 
 
 def main() -> int:

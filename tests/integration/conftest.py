@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from runtimeshim.linux import cgroups
 from tests.integration import leaks
 from tests.integration.daemon import Daemon
 from tests.integration.registry import Registry
@@ -23,6 +24,8 @@ HERE = Path(__file__).parent
 # Links, cgroups and rules of the whole machine are compared, so sessions tell each other of theirs.
 SESSIONS_LOCK = Path("/run/criserver-tests.lock")
 OTHER_SESSIONS_SECONDS = 5.0
+# What only one cgroup version has is tested on machines with that one; hack/vm boots the other.
+collect_ignore_glob = [f"test_*_v{3 - cgroups.manager().version}.py"]
 UNCHECKED = pytest.StashKey[bool]()
 
 

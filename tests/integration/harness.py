@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runtimeshim.client import ExitRecord, Shim, ShimOptions, Spawner
+from runtimeshim.linux import cgroups
 from tests.integration import bundles
 
 
@@ -19,6 +20,7 @@ class Runtime:
     def __init__(self, directory: Path, spawner: Spawner) -> None:
         self.directory = directory
         self.spawner = spawner
+        self.cgroup_version = cgroups.manager().version
         self.cgroup = f"/crtest-{os.getpid()}-{directory.name}"
         self.layer = bundles.make_layer(directory / "layer")
         self.shims: list[Shim] = []
@@ -87,6 +89,11 @@ async def until_async(condition: Callable[[], Awaitable[bool]], seconds: float =
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+def cgroup_file(v1: str, v2: str) -> str:
+    """Return where a container sees a file of its cgroup: CONTROLLER/FILE on v1, FILE on v2."""
+    return f"/sys/fs/cgroup/{v1 if cgroups.manager().version == 1 else v2}"
 
 
 def cgroup_dirs(path: str) -> list[Path]:

@@ -46,15 +46,15 @@ def spawn(manager: cgroups.CgroupManager, path: str) -> Iterator[Spawn]:
     """Start python programs that run only once they have joined the cgroup."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(code: str, **options: object) -> subprocess.Popen[bytes]:
-        gate = "import sys\nsys.stdin.buffer.read(1)\n"
+    def start(code: str, inside: str | None = None, **options: object) -> subprocess.Popen[bytes]:
+        gate = "import sys\nsys.stdin.buffer.read(1) or sys.exit(99)\n"
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", gate + code],
             stdin=subprocess.PIPE,
             **options,  # type: ignore[call-overload]
         )
         started.append(process)
-        manager.join(path, process.pid)
+        manager.join(inside or path, process.pid)
         assert process.stdin is not None
         process.stdin.write(b"x")
         process.stdin.close()
@@ -63,6 +63,7 @@ def spawn(manager: cgroups.CgroupManager, path: str) -> Iterator[Spawn]:
     yield start
     manager.kill(path)
     for process in started:
+        process.kill()  # one that could not join
         process.wait(timeout=10)
 
 
@@ -192,10 +193,12 @@ def test_kill_reaches_a_fork_bomb_and_descendant_cgroups(
     manager: cgroups.CgroupManager, path: str, spawn: Spawn
 ) -> None:
     manager.apply(path, {"pids": {"limit": 200}})
-    manager.create(path + "/inner")
-    bomb = spawn(FORK_BOMB, stderr=subprocess.DEVNULL)
+    # Siblings: on v2 a cgroup with children that are limited holds no processes itself.
+    for name in ("one", "two"):
+        manager.create(f"{path}/{name}")
+    bomb = spawn(FORK_BOMB, f"{path}/one", stderr=subprocess.DEVNULL)
     eventually(lambda: len(manager.pids(path)) > 50)
-    manager.join(path + "/inner", manager.pids(path)[-1])
+    manager.join(f"{path}/two", manager.pids(path)[-1])
     manager.kill(path)
     bomb.wait(timeout=10)
     eventually(lambda: manager.pids(path) == [])

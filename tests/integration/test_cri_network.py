@@ -23,7 +23,7 @@ from api.cri import api_pb2 as cri
 from api.cri import api_pb2_grpc
 from tests.integration import leaks
 from tests.integration.daemon import PROGRAM, RPC_SECONDS, Daemon, wait_for
-from tests.integration.pods import Pods
+from tests.integration.pods import Pods, refused
 from tests.integration.registry import Registry
 from tests.integration.sandboxes import run
 
@@ -37,10 +37,15 @@ def pods(daemon: Daemon) -> Pods:
 
 
 def networked(
-    pods: Pods, name: str = "", pid: int = cri.CONTAINER, **fields
+    pods: Pods, name: str = "", pid: int = cri.CONTAINER, *, mapped: bool = False, **fields
 ) -> cri.PodSandboxConfig:
-    """A pod with a network of its own."""
-    context = cri.LinuxSandboxSecurityContext(namespace_options=cri.NamespaceOption(pid=pid))
+    """A pod with a network of its own, and with a user namespace if it is `mapped`."""
+    options = cri.NamespaceOption(pid=pid)
+    if mapped:
+        line = cri.IDMapping(host_id=1_000_000, length=65536)
+        user = cri.UserNamespace(mode=cri.POD, uids=[line], gids=[line])
+        options.userns_options.CopyFrom(user)
+    context = cri.LinuxSandboxSecurityContext(namespace_options=options)
     linux = cri.LinuxPodSandboxConfig(security_context=context)
     return pods.config(name, linux=linux, **fields)
 
@@ -107,10 +112,10 @@ class Churn:
             self._pods,
             f"churn{number}",
             chance.choice((cri.POD, cri.CONTAINER)),
+            mapped=chance.random() < 0.3,
             port_mappings=[mapping] * (number % 2),
         )
-        request = cri.RunPodSandboxRequest(config=config)
-        pod = self._call(self._runtime.RunPodSandbox, request).pod_sandbox_id
+        pod = self._run_pod(config)
         status = cri.PodSandboxStatusRequest(pod_sandbox_id=pod)
         ip = self._call(self._runtime.PodSandboxStatus, status).status.network.ip
         with self._lock:
@@ -118,6 +123,18 @@ class Churn:
             assert ip and ip not in self._in_use, f"{ip} is {self._in_use.get(ip)}'s and {pod}'s"
             self._in_use[ip] = pod
         running.append(pod)
+
+    def _run_pod(self, config: cri.PodSandboxConfig) -> str:
+        """Run a pod. When a crash took no more than the answer it is in the list, by its name."""
+        request = cri.RunPodSandboxRequest(config=config)
+        try:
+            return str(self._call(self._runtime.RunPodSandbox, request).pod_sandbox_id)
+        except grpc.RpcError as err:
+            assert err.code() is grpc.StatusCode.ALREADY_EXISTS, err
+        listed = self._call(self._runtime.ListPodSandbox, cri.ListPodSandboxRequest()).items
+        (pod,) = (pod for pod in listed if pod.metadata == config.metadata)
+        assert pod.state == cri.SANDBOX_READY
+        return str(pod.id)
 
     def _stop(self, chance: random.Random, running: list[str], stopped: list[str]) -> None:
         pod = running.pop(chance.randrange(len(running)))
@@ -291,3 +308,26 @@ def test_the_built_in_network_is_reset_without_a_trace(pods: Pods) -> None:
     daemon.start()
     pods.remove_pod(pod)
     assert pods.pod_status(pods.run_pod(networked(pods))).network.ip
+
+
+# UpdateRuntimeConfig.
+
+
+def test_the_kubelets_pod_cidr_is_where_pods_get_their_addresses_from(daemon: Daemon) -> None:
+    pods = Pods(daemon)
+    daemon.stop()
+    daemon.config.write_text(f'[network]\nbridge = "{daemon.bridge}"\n')
+    daemon.start()
+    network = cri.NetworkConfig(pod_cidr=daemon.subnet)
+    request = cri.UpdateRuntimeConfigRequest(
+        runtime_config=cri.RuntimeConfig(network_config=network)
+    )
+    daemon.runtime.UpdateRuntimeConfig(request, timeout=RPC_SECONDS)
+    daemon.kill9()
+    daemon.start()  # the kubelet does not tell it again
+    ip = pods.pod_status(pods.run_pod(networked(pods))).network.ip
+    assert ip == daemon.subnet.replace(".0/24", ".2")
+    bad = cri.UpdateRuntimeConfigRequest(
+        runtime_config=cri.RuntimeConfig(network_config=cri.NetworkConfig(pod_cidr="nonsense"))
+    )
+    refused("INVALID_ARGUMENT", daemon.runtime.UpdateRuntimeConfig, bad, timeout=RPC_SECONDS)

@@ -161,7 +161,7 @@ def test_10_mb_into_a_terminal(run: Callable[..., Command]) -> None:
 @pytest.mark.parametrize("tty", [False, True])
 def test_an_exit_before_the_input_is_read(run: Callable[..., Command], tty: bool) -> None:
     command = run("echo out; exit 5", TERMINAL if tty else ALL, tty=tty)
-    thread = writing(command, MUCH)
+    thread = writing(command, b"no key that kills\n" * 600_000)
     assert command.exit_code() == 5
     assert b"out" in command.output()
     thread.join()
@@ -396,6 +396,16 @@ def test_the_end_of_the_input_detaches_where_stdin_stays_open(
         command.end_stdin()
         assert command.status()["status"] == "Success"
     assert pods.status(container).state == cri.CONTAINER_RUNNING
+
+
+def test_a_container_without_stdin_is_watched_to_its_end(
+    pods: Pods, pod: str, opener: Opener
+) -> None:
+    container = pods.run(pod, "sh", "-c", "sleep 2; echo done")
+    command = opener(attach_url(pods, container, streams=ALL), *ALL.split())
+    command.end_stdin()
+    assert command.status()["status"] == "Success"
+    assert command.output() == b"done\n"
 
 
 def test_a_terminal_is_attached_resized_and_left(pods: Pods, pod: str, opener: Opener) -> None:

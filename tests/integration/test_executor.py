@@ -206,24 +206,27 @@ async def test_an_exec_gets_the_same_filter(rt: harness.Runtime) -> None:
 
 
 async def test_the_container_sees_its_cgroup_as_the_root(rt: harness.Runtime) -> None:
-    output = await sh(
-        rt, "cut -d: -f3 /proc/self/cgroup | sort -u; ls /sys/fs/cgroup/memory | head -1"
-    )
-    assert output.splitlines()[0] == "/"
-    assert len(output.splitlines()) == 2
+    file = harness.cgroup_file("memory/cgroup.procs", "cgroup.procs")
+    output = await sh(rt, f"cut -d: -f3 /proc/self/cgroup | sort -u; head -1 {file}")
+    assert output == "/\n1\n"
 
 
 async def test_limits_are_set_before_the_program_runs(rt: harness.Runtime) -> None:
-    spec = rt.spec(["cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-                    "/sys/fs/cgroup/pids/pids.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us",
-                    "/sys/fs/cgroup/cpu/cpu.shares"])  # fmt: skip
+    files = [
+        harness.cgroup_file("memory/memory.limit_in_bytes", "memory.max"),
+        harness.cgroup_file("pids/pids.max", "pids.max"),
+        harness.cgroup_file("cpu/cpu.cfs_quota_us", "cpu.max"),
+        harness.cgroup_file("cpu/cpu.shares", "cpu.weight"),
+    ]
+    spec = rt.spec(["cat", *files])
     spec["linux"]["resources"] = {
         "memory": {"limit": 64 << 20},
         "pids": {"limit": 33},
         "cpu": {"quota": 50000, "period": 100000, "shares": 512},
     }
     _, output = await rt.run(spec)
-    assert output.split() == [str(64 << 20), "33", "50000", "512"]
+    cpu = ["50000", "512"] if rt.cgroup_version == 1 else ["50000", "100000", "59"]
+    assert output.split() == [str(64 << 20), "33", *cpu]
 
 
 async def test_a_hog_is_killed_at_its_limit_and_it_is_said_so(rt: harness.Runtime) -> None:

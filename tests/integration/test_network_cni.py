@@ -15,6 +15,7 @@ import pytest_asyncio
 from api.cri import api_pb2 as cri
 from api.errors import InternalError, UnavailableError
 from podsandbox.pins import release
+from tests.integration.daemon import wait_for
 from tests.integration.leaks import snapshot
 from tests.integration.sandboxes import (
     HOST,
@@ -653,3 +654,30 @@ async def test_the_kubelets_pod_cidr_becomes_host_locals_range(world: World) -> 
     pod = await world.create()
     assert world.ip(pod).rpartition(".")[0] == subnet.rpartition(".")[0]
     await stop_all(world)
+
+
+async def test_gc_waits_for_the_adds_under_way_and_the_next_ones_for_it(world: World) -> None:
+    """Else it would take from a pod what it has just been given (CNI spec 1.1, section 3)."""
+    gate = world.home / "gate"
+    script = (
+        f"while [ ! -e {gate}-$CNI_COMMAND ]; do sleep 0.02; done;"
+        f" {answer('10.1.2.3/24', version='1.1.0')}"
+    )
+    configure(world, [plugin(world, "one", script)], "1.1.0")
+    first = asyncio.create_task(world.create())
+    await asyncio.to_thread(wait_for, lambda: len(calls(world, "one")) == 1, "the first ADD")
+    await world.sandboxes.reconcile(world.ids)
+    Path(f"{gate}-ADD").touch()
+    pod = await first
+    await asyncio.to_thread(wait_for, lambda: len(calls(world, "one")) == 2, "the GC")
+    command, _, stdin = calls(world, "one")[1]
+    assert command == "GC"
+    assert [one["containerID"] for one in stdin["cni.dev/valid-attachments"]] == [pod]
+    second = asyncio.create_task(world.create())
+    await asyncio.sleep(0.3)
+    assert len(calls(world, "one")) == 2  # it waits
+    Path(f"{gate}-GC").touch()
+    Path(f"{gate}-DEL").touch()
+    await second
+    assert [call[0] for call in calls(world, "one")] == ["ADD", "GC", "ADD"]
+    await looked_after(world)

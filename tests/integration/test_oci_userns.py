@@ -190,7 +190,8 @@ async def test_capabilities_masks_and_limits_hold_inside(rt: harness.Runtime) ->
     spec = in_user_namespace(rt.spec([
         "sh", "-c", "grep Cap /proc/self/status; cat /proc/keys; "
         "echo 1 > /proc/sys/kernel/domainname;"
-        "cat /sys/fs/cgroup/pids/pids.max; cut -d: -f3 /proc/self/cgroup | sort -u; true",
+        f"cat {harness.cgroup_file('pids/pids.max', 'pids.max')};"
+        "cut -d: -f3 /proc/self/cgroup | sort -u; true",
     ]))  # fmt: skip
     spec["linux"]["resources"] = {"pids": {"limit": 44}}
     _, output = await rt.run(spec)

@@ -376,3 +376,10 @@ def test_a_container_without_a_cgroup_path_has_its_own(cli: CLI) -> None:
     name = f"crtest-{os.getpid()}"
     assert f"/runtimeshim-{name}\n" in cli.ok("run", "-b", cli.write(spec), name)
     assert harness.cgroup_dirs(f"/runtimeshim-{name}") == []
+
+
+def test_with_systemd_cgroups_the_path_has_to_be_a_units(cli: CLI) -> None:
+    """What systemd makes of them: tests/vm/test_systemd_driver.py."""
+    done = cli("--systemd-cgroup", "run", "-b", cli.bundle(["true"]), "c")
+    assert done.returncode == 1
+    assert "slice:prefix:name" in done.stderr

@@ -185,7 +185,6 @@ def test_a_missing_id_is_an_error(cli: CLI) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--systemd-cgroup", "list"], "--systemd-cgroup is not supported"),
         (["checkpoint", "c"], "checkpoint and restore are not supported"),
         (["restore", "--image-path", "/x", "c"], "checkpoint and restore are not supported"),
         (["nonesuch"], "no such command"),

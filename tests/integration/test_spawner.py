@@ -88,6 +88,16 @@ async def test_the_spawner_is_sealed_and_knows_nothing(rt: harness.Runtime) -> N
     assert "grpc" not in (proc / "maps").read_text()
 
 
+async def test_the_template_of_shims_is_left_with_nothing_of_its_rehearsal(
+    rt: harness.Runtime,
+) -> None:
+    await (await rt.start(rt.spec(["true"]))).wait()
+    children = Path(f"/proc/{rt.spawner.pid}/task/{rt.spawner.pid}/children").read_text().split()
+    fds = Path(f"/proc/{children[0]}/fd")
+    assert Path(f"/proc/{children[0]}/comm").read_text() == "shim-template\n"
+    await harness.until(lambda: len(list(fds.iterdir())) == 4)  # 0 to 2, and the spawner's
+
+
 async def test_the_socket_is_for_root_alone(rt: harness.Runtime) -> None:
     assert (rt.run_dir / "spawner.sock").stat().st_mode & 0o777 == 0o600
 

@@ -27,7 +27,6 @@ V1 = {
     "memory/a/memory.usage_in_bytes": "1000",
     "memory/a/memory.limit_in_bytes": "9223372036854771712",
     "memory/a/memory.memsw.limit_in_bytes": "9223372036854771712",
-    "memory/a/memory.memsw.usage_in_bytes": "1200",
     "memory/a/memory.kmem.usage_in_bytes": "30",
     "memory/a/memory.max_usage_in_bytes": "2000",
     "memory/a/memory.failcnt": "3",
@@ -97,7 +96,7 @@ def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StatsReader:
 
 
 def test_cpu_is_in_nanoseconds(v1: StatsReader, tmp_path: Path) -> None:
-    assert v1.stats("/a", more=True).cpu == Cpu(5 * 10**9, 3 * 10**9, 10**9, 10, 4, 77)
+    assert v1.stats("/a", monitoring=True).cpu == Cpu(5 * 10**9, 3 * 10**9, 10**9, 10, 4, 77)
 
 
 def test_cpu_is_in_nanoseconds_on_v2(v2: StatsReader) -> None:
@@ -105,20 +104,12 @@ def test_cpu_is_in_nanoseconds_on_v2(v2: StatsReader) -> None:
 
 
 def test_memory_of_v1_counts_the_descendants(v1: StatsReader) -> None:
-    memory = v1.stats("/a", more=True).memory
+    memory = v1.stats("/a").memory
     assert memory is not None
     assert (memory.usage, memory.working_set, memory.rss, memory.cache) == (1000, 700, 500, 400)
     assert (memory.faults, memory.own_faults, memory.major_faults) == (9, 5, 2)
-    assert (memory.peak, memory.failures, memory.kernel) == (2000, 3, 30)
-    # The file counts memory and swap together; no limit is none, whatever the number.
+    # No limit is none, whatever the number.
     assert (memory.swap, memory.limit, memory.swap_limit) == (200, None, None)
-
-
-def test_what_only_monitoring_needs_is_not_read_for_others(v1: StatsReader) -> None:
-    plain = v1.stats("/a")
-    assert plain.cpu == Cpu(5 * 10**9)
-    assert plain.memory is not None
-    assert (plain.memory.peak, plain.memory.failures, plain.memory.kernel) == (None, 0, None)
 
 
 def test_memory_of_v2(v2: StatsReader) -> None:
@@ -126,8 +117,19 @@ def test_memory_of_v2(v2: StatsReader) -> None:
     assert memory is not None
     assert (memory.usage, memory.rss, memory.cache, memory.mapped_file) == (1000, 500, 400, 60)
     assert memory.working_set == 0, "more inactive than used is nothing, never negative"
-    assert (memory.peak, memory.failures, memory.kernel) == (2000, 3, 30)
     assert (memory.swap, memory.limit, memory.swap_limit) == (200, None, 500)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_monitoring_has_more_of_memory(version: str, request: pytest.FixtureRequest) -> None:
+    reader: StatsReader = request.getfixturevalue(version)
+    memory = reader.stats("/a", monitoring=True).memory
+    assert memory is not None
+    assert (memory.peak, memory.failures, memory.kernel) == (2000, 3, 30)
+    assert (memory.usage, memory.swap) == (1000, 200)
+    plain = reader.stats("/a").memory
+    assert plain is not None
+    assert (plain.peak, plain.failures, plain.kernel) == (None, 0, None)
 
 
 def test_swap_alone_of_v1_limits(v1: StatsReader, tmp_path: Path) -> None:
@@ -139,8 +141,9 @@ def test_swap_alone_of_v1_limits(v1: StatsReader, tmp_path: Path) -> None:
 
 
 def test_memory_without_swap_accounting(v1: StatsReader, tmp_path: Path) -> None:
-    for name in ("usage", "limit"):
-        (tmp_path / f"memory/a/memory.memsw.{name}_in_bytes").unlink()
+    (tmp_path / "memory/a/memory.memsw.limit_in_bytes").unlink()
+    stat = tmp_path / "memory/a/memory.stat"
+    stat.write_text(stat.read_text().replace("total_swap 200\n", ""))
     memory = v1.stats("/a").memory
     assert memory is not None
     assert (memory.swap, memory.swap_limit) == (None, None)

@@ -6,10 +6,22 @@ import random
 
 import pytest
 
+from tests.fuzz.__main__ import TARGETS
 from tests.fuzz.mutation import mutated
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.targets import Target
 
-RUNS = {"tar": 1500, "unpack": 150, "reference": 3000, "hosts": 300, "policy": 300}
+RUNS = {
+    "tar": 1500,
+    "unpack": 150,
+    "reference": 3000,
+    "hosts": 300,
+    "policy": 300,
+    "request": 500,
+    "pod": 1000,
+    "cdi": 2000,
+    "cdi-names": 2000,
+    "pressure": 2000,
+}
 
 
 @pytest.mark.parametrize("name", TARGETS)

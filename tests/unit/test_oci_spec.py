@@ -321,10 +321,16 @@ def test_resources_of_update_are_checked_alike() -> None:
         spec.check_resources({"pids": {"limit": "1"}})
 
 
-@pytest.mark.parametrize("path", ["/", "relative", "/a/../..", "/a//b", "/."])
+@pytest.mark.parametrize(
+    "path", ["/", "relative", "/a/../..", "/a//b", "/.", "a.slice", "a.slice:b", "a:b:c"]
+)
 def test_a_cgroup_path_that_is_not_below_the_root(path: str) -> None:
     with pytest.raises(SpecError, match=r"^linux\.cgroupsPath: "):
         spec.check_cgroup_path(path)
+
+
+def test_a_cgroup_path_is_a_scope_too() -> None:
+    spec.check_cgroup_path("kubepods-pod1.slice:cri-criserver:abc")
 
 
 @pytest.mark.parametrize(

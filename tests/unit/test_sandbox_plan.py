@@ -118,7 +118,7 @@ def test_a_cgroup_parent_that_is_no_path_is_refused(given: str) -> None:
         cgroup_path(given)
 
 
-@pytest.mark.parametrize("hostname", ["a" * 65, "a b", "a\n127.0.0.1 evil"])
+@pytest.mark.parametrize("hostname", ["a" * 65, "a b", "a\n127.0.0.1 evil", "a\0b", "\x1b[2J"])
 def test_a_hostname_that_is_none_is_refused(hostname: str) -> None:
     with pytest.raises(InvalidArgumentError, match="hostname"):
         plan_sandbox("abc", cri.PodSandboxConfig(hostname=hostname))
@@ -162,17 +162,24 @@ def test_the_overhead_comes_on_top_of_each_limit_that_there_is() -> None:
 @pytest.mark.parametrize(
     ("given", "path"),
     [
-        (
-            "kubepods-burstable-pod1_2.slice",
-            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice",
-        ),
-        ("/kubepods.slice/kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"),
-        ("user.slice", "/user.slice"),
-        ("-.slice", "/"),
+        ("kubepods-burstable-pod1_2.slice", "kubepods-burstable-pod1_2.slice"),
+        ("/kubepods.slice/kubepods-pod1.slice", "kubepods-pod1.slice"),
+        ("-.slice", "-.slice"),
     ],
 )
-def test_a_slice_is_below_the_slices_that_its_name_is_made_of(given: str, path: str) -> None:
+def test_a_slice_is_known_by_its_name_alone(given: str, path: str) -> None:
     assert cgroup_path(given, "systemd") == path
+
+
+def test_with_the_systemd_driver_pods_are_slices_and_their_inits_scopes() -> None:
+    made = config()
+    made.linux.cgroup_parent = "kubepods-burstable-pod1.slice"
+    host = SandboxHost(cgroup_driver="systemd")
+    plan = plan_sandbox("abc", made, host)
+    assert plan.cgroup_parent == "kubepods-burstable-pod1.slice"
+    assert plan.init_cgroup == "kubepods-burstable-pod1.slice:cri-criserver:abc"
+    made.linux.cgroup_parent = ""
+    assert plan_sandbox("abc", made, host).cgroup_parent == "criserverabc.slice"
 
 
 @pytest.mark.parametrize("given", [".slice", "a--b.slice", "-a.slice", "a-.slice", "a\0.slice"])

@@ -35,6 +35,11 @@ def test_malformed_names(name: str) -> None:
         path_of(name)
 
 
+def test_a_value_with_a_nul_byte_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="NUL"):
+        sysctls_for({"net.core.somaxconn": "1\0"}, ("net",))
+
+
 @given(st.text(alphabet="abn./\0", max_size=12))
 def test_no_name_leaves_proc_sys(name: str) -> None:
     try:

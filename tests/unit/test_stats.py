@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import time
 from typing import Any
@@ -14,6 +15,7 @@ from api.errors import InternalError
 from criserver.stats import writable_layers
 from criserver.stats.messages import fill_container, fill_sandbox
 from criserver.stats.metric_families import BASE_LABELS, FAMILIES
+from criserver.stats.metric_messages import MetricMessages
 from criserver.stats.metrics import Filesystem, fill_container_metrics, fill_sandbox_metrics
 from criserver.stats.rates import CpuRates
 from criserver.stats.readings import ContainerTarget, Reading, SandboxTarget
@@ -144,17 +146,18 @@ def test_a_pod_on_the_hosts_network_has_none_of_its_own() -> None:
     assert not stats.linux.HasField("network")
 
 
-def metrics_of(reading: Reading) -> list[cri.Metric]:
+def metrics_of(reading: Reading, messages: MetricMessages | None = None) -> list[cri.Metric]:
     made = cri.ContainerMetrics()
+    pids = [os.getpid(), 1 << 22]
     fill_container_metrics(
-        made.metrics, TARGET, POD_TARGET, reading, [os.getpid(), 1 << 22], FILESYSTEM
+        made, TARGET, POD_TARGET, reading, pids, FILESYSTEM, messages or MetricMessages()
     )
     return list(made.metrics)
 
 
 def test_every_family_has_a_value_when_everything_is_measured() -> None:
     pod = cri.PodSandboxMetrics()
-    fill_sandbox_metrics(pod.metrics, POD_TARGET, READING, INTERFACES)
+    fill_sandbox_metrics(pod, POD_TARGET, READING, INTERFACES, MetricMessages())
     names = {metric.name for metric in [*metrics_of(READING), *pod.metrics]}
     # These two are of a quota, and of a living process.
     missing = {"container_spec_cpu_quota", "container_ulimits_soft"}
@@ -219,10 +222,28 @@ def test_values(name: str, labels: tuple[str, ...], value: int) -> None:
 
 def test_a_pod_metric_names_no_container() -> None:
     pod = cri.PodSandboxMetrics()
-    fill_sandbox_metrics(pod.metrics, POD_TARGET, READING, INTERFACES)
+    fill_sandbox_metrics(pod, POD_TARGET, READING, INTERFACES, MetricMessages())
     assert {tuple(metric.label_values[:5]) for metric in pod.metrics} == {
         ("s1", "", "ns", "pod", "")
     }
+
+
+def test_kept_messages_are_as_new_ones() -> None:
+    kept = MetricMessages()
+    fewer = Reading(5, CgroupStats(tasks=1))
+    for reading in (READING, READING, fewer, READING, dataclasses.replace(READING, timestamp=9)):
+        assert metrics_of(reading, kept) == metrics_of(reading)
+    kept.keep([])
+    assert metrics_of(READING, kept) == metrics_of(READING)
+
+
+def test_what_was_handed_out_does_not_change_later() -> None:
+    kept = MetricMessages()
+    first = metrics_of(READING, kept)
+    copied = [cri.Metric.FromString(each.SerializeToString()) for each in first]
+    metrics_of(Reading(5, CgroupStats(Cpu(1)), details=DETAILS), kept)
+    metrics_of(dataclasses.replace(READING, timestamp=9), kept)
+    assert first == copied
 
 
 def test_a_rate_needs_two_readings() -> None:

@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from criserver.streaming.fds import CHUNK_SIZE, FdReader, FdWriter, duplicate, open_pipe
+from criserver.streaming.fds import CHUNK_SIZE, PIPE_SIZE, FdReader, FdWriter, duplicate, open_pipe
 
-MUCH = os.urandom(5 * CHUNK_SIZE + 1)
+MUCH = os.urandom(2 * PIPE_SIZE + 1)
 
 
 async def read_all(reader: FdReader) -> bytes:

@@ -29,14 +29,18 @@ def hierarchy() -> CgroupManager:
 def manager(root: str = ROOT) -> CgroupManager:
     """Find out which cgroup version is mounted at `root` and return its manager.
 
+    On version 2 it takes paths of systemd's units too (runtimeshim.linux.cgroups.units): containers
+    of both drivers can be on one machine, as after a change of the setting.
+
     A hybrid machine counts as version 1, as in the kubelet and containerd: the limits live in the
     v1 hierarchies. Its v2 tree is not used: joining it costs more than all others together. The
     code of the other version is never imported.
     """
     if os.path.exists(f"{root}/cgroup.controllers"):
+        from runtimeshim.linux.cgroups.systemd import UnitManager
         from runtimeshim.linux.cgroups.v2 import V2Manager
 
-        return V2Manager(root)
+        return UnitManager(V2Manager(root))
     from runtimeshim.linux.cgroups.v1 import Hierarchy, V1Manager
 
     hierarchies, links = _v1_hierarchies(root)

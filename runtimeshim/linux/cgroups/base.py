@@ -49,6 +49,14 @@ class CgroupManager(ABC):
     def join(self, path: str, pid: int) -> None:
         """Move a process with its threads into the cgroup; 0 is the caller."""
 
+    def join_beside(self, path: str, init: int) -> None:
+        """Move the caller into a container's cgroup; `init` is a process of the container.
+
+        On version 2 a cgroup whose children are limited takes no process (EBUSY): where the
+        container has made such children, the caller goes where `init` is.
+        """
+        self.join(path, 0)
+
     @abstractmethod
     def join_own(self, path: str, name: str, init: int) -> str:
         """Move the caller into the cgroup, to be killed apart from the others that are in it.
@@ -98,6 +106,13 @@ class CgroupManager(ABC):
     @abstractmethod
     def oom_kills(self, path: str) -> int:
         """Return how many processes the OOM killer took in the cgroup; 0 when it is gone."""
+
+    def was_oom_killed(self, path: str) -> bool:
+        """Tell whether the OOM killer ended what was in a cgroup that is gone, counter and all.
+
+        Asked of a cgroup whose last process got SIGKILL. False where a cgroup stays until `delete`.
+        """
+        return False
 
     @abstractmethod
     def delete(self, path: str) -> None:

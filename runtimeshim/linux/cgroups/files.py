@@ -101,7 +101,9 @@ def checked(path: str) -> str:
     A relative path or one with ".." is refused: it could name another's cgroup.
     """
     if not path.startswith("/") or "\0" in path:
-        raise CgroupError(errno.EINVAL, "cgroup path is not absolute", path)
+        raise CgroupError(
+            errno.EINVAL, "cgroup path is not absolute, and systemd's units need cgroup v2", path
+        )
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise CgroupError(errno.EINVAL, "cgroup path contains '..'", path)

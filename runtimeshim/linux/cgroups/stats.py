@@ -129,21 +129,22 @@ class StatsReader:
         }
         self._sizes = _huge_page_sizes(self._roots.get("hugetlb", self._roots.get("", "")))
 
-    def stats(self, path: str, *, more: bool = False) -> CgroupStats:
+    def stats(self, path: str, *, monitoring: bool = False) -> CgroupStats:
         """Return CPU, memory, tasks and pressure of the cgroup `path`.
 
-        With `more` also what monitoring asks for of CPU and memory, which v1 has in files of
-        their own: throttling, the parts of CPU time, the peak, failures and kernel memory.
+        With `monitoring`, what that asks for is there in place of the limits of memory and swap:
+        throttling, the parts of CPU time, peak, failures and kernel memory. Each is a file of its
+        own, and there are hundreds of cgroups to be read.
         """
         if self._version == 1:
-            return self._stats_v1(path, more)
+            return self._stats_v1(path, monitoring)
         directory = self._roots[""] + path
         counted = pairs(content_of(f"{directory}/cpu.stat"))
         if not counted and not os.path.exists(directory):
             raise CgroupError(errno.ENOENT, "the cgroup is gone", directory)
         return CgroupStats(
             _cpu_v2(counted) if "usage_usec" in counted else None,
-            _memory_v2(directory),
+            _memory_v2(directory, monitoring),
             number(content_of(f"{directory}/pids.current")),
             _pressures(directory),
         )
@@ -160,17 +161,17 @@ class StatsReader:
             )
         return self._details_v1(path)
 
-    def _stats_v1(self, path: str, more: bool) -> CgroupStats:
+    def _stats_v1(self, path: str, monitoring: bool) -> CgroupStats:
         cpu = None
         if "cpuacct" in self._roots:
             total = number(self._v1("cpuacct", path, "cpuacct.usage"))
             if total is None:
                 raise CgroupError(errno.ENOENT, "the cgroup is gone", self._roots["cpuacct"] + path)
-            cpu = self._cpu_v1(path, total) if more else Cpu(total)
+            cpu = self._cpu_v1(path, total) if monitoring else Cpu(total)
         memory = self._roots.get("memory")
         return CgroupStats(
             cpu,
-            None if memory is None else _memory_v1(memory + path, more),
+            None if memory is None else _memory_v1(memory + path, monitoring),
             number(self._v1("pids", path, "pids.current")),
         )
 
@@ -266,14 +267,11 @@ def _cpu_v2(counted: Mapping[str, int]) -> Cpu:
 # -- memory -------------------------------------------------------------------------------------
 
 
-def _memory_v1(directory: str, more: bool) -> Memory | None:
+def _memory_v1(directory: str, monitoring: bool) -> Memory | None:
     usage = number(content_of(f"{directory}/memory.usage_in_bytes"))
     raw = pairs(content_of(f"{directory}/memory.stat"))
     if usage is None or not raw:
         return None
-    both = number(content_of(f"{directory}/memory.memsw.usage_in_bytes"))
-    both_limit = limit_of(content_of(f"{directory}/memory.memsw.limit_in_bytes"))
-    limit = limit_of(content_of(f"{directory}/memory.limit_in_bytes"))
     inactive = raw.get("total_inactive_file", 0)
     memory = Memory(
         usage=usage,
@@ -287,27 +285,29 @@ def _memory_v1(directory: str, more: bool) -> Memory | None:
         major_faults=raw.get("total_pgmajfault", 0),
         own_faults=raw.get("pgfault", 0),
         own_major_faults=raw.get("pgmajfault", 0),
-        limit=limit,
-        # v1 counts memory and swap together; memory.stat has the swap alone.
-        swap=None if both is None else raw.get("total_swap", 0),
-        swap_limit=None if both_limit is None else max(both_limit - (limit or 0), 0),
+        swap=raw.get("total_swap"),  # there when the kernel accounts swap
     )
-    if not more:
-        return memory
+    if monitoring:
+        return memory._replace(
+            peak=number(content_of(f"{directory}/memory.max_usage_in_bytes")),
+            failures=number(content_of(f"{directory}/memory.failcnt")) or 0,
+            kernel=number(content_of(f"{directory}/memory.kmem.usage_in_bytes")),
+        )
+    limit = limit_of(content_of(f"{directory}/memory.limit_in_bytes"))
+    # v1 limits memory and swap together.
+    both = limit_of(content_of(f"{directory}/memory.memsw.limit_in_bytes"))
     return memory._replace(
-        peak=number(content_of(f"{directory}/memory.max_usage_in_bytes")),
-        failures=number(content_of(f"{directory}/memory.failcnt")) or 0,
-        kernel=number(content_of(f"{directory}/memory.kmem.usage_in_bytes")),
+        limit=limit, swap_limit=None if both is None else max(both - (limit or 0), 0)
     )
 
 
-def _memory_v2(directory: str) -> Memory | None:
+def _memory_v2(directory: str, monitoring: bool) -> Memory | None:
     usage = number(content_of(f"{directory}/memory.current"))
     raw = pairs(content_of(f"{directory}/memory.stat"))
     if usage is None or not raw:
         return None
     inactive = raw.get("inactive_file", 0)
-    return Memory(
+    memory = Memory(
         usage=usage,
         working_set=max(usage - inactive, 0),
         # What the processes own; containerd, CRI-O and cAdvisor call it so, too.
@@ -320,12 +320,17 @@ def _memory_v2(directory: str) -> Memory | None:
         major_faults=raw.get("pgmajfault", 0),
         own_faults=raw.get("pgfault", 0),
         own_major_faults=raw.get("pgmajfault", 0),
-        limit=limit_of(content_of(f"{directory}/memory.max")),
-        peak=number(content_of(f"{directory}/memory.peak")),
-        failures=pairs(content_of(f"{directory}/memory.events")).get("max", 0),
-        # "kernel" is the sum since Linux 5.18; before, stacks are the greater part.
-        kernel=raw.get("kernel", raw.get("kernel_stack")),
         swap=number(content_of(f"{directory}/memory.swap.current")),
+    )
+    if monitoring:
+        return memory._replace(
+            peak=number(content_of(f"{directory}/memory.peak")),
+            failures=pairs(content_of(f"{directory}/memory.events")).get("max", 0),
+            # "kernel" is the sum since Linux 5.18; before, stacks are the greater part.
+            kernel=raw.get("kernel", raw.get("kernel_stack")),
+        )
+    return memory._replace(
+        limit=limit_of(content_of(f"{directory}/memory.max")),
         swap_limit=limit_of(content_of(f"{directory}/memory.swap.max")),
     )
 

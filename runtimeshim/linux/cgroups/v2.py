@@ -75,12 +75,7 @@ class V2Manager(CgroupManager):
             files.remove_if_empty(self._root + own)
         else:
             return own
-        try:
-            self.join(path, 0)
-        except CgroupError as err:
-            if err.errno != errno.EBUSY:
-                raise
-            self.join(self._of(init), 0)
+        self.join_beside(path, init)
         return ""
 
     def _of(self, pid: int) -> str:
@@ -91,6 +86,16 @@ class V2Manager(CgroupManager):
     def remove_empty(self, path: str) -> bool:
         """See CgroupManager."""
         return files.remove_if_empty(self._root + files.checked_leaf(path))
+
+    def join_beside(self, path: str, init: int) -> None:
+        """See CgroupManager."""
+        try:
+            self.join(path, 0)
+        except CgroupError as err:
+            own = self._of(init)
+            if err.errno != errno.EBUSY or not own.startswith(f"{files.checked(path)}/"):
+                raise
+            self.join(own, 0)
 
     def pids(self, path: str) -> list[int]:
         """See CgroupManager."""

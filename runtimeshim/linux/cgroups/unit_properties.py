@@ -1,0 +1,131 @@
+"""OCI linux.resources as properties of systemd's units (systemd.resource-control(5))."""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Callable
+
+from runtimeshim.linux.cgroups import v2_limits
+from runtimeshim.linux.cgroups.files import CgroupError
+from runtimeshim.linux.cgroups.resources import Section, integer, positive, section, text
+from runtimeshim.linux.dbus import Variant
+from runtimeshim.linux.systemd import Property
+
+INFINITY = (1 << 64) - 1
+SECOND = 1_000_000  # in µs
+QUOTA_STEP = 10_000  # µs per second: systemd's resolution of CPUQuotaPerSecUSec
+
+# What runc has a unit take care of too; anything else of `unified` is written to its file alone.
+UNIFIED = {
+    "memory.min": "MemoryMin",
+    "memory.low": "MemoryLow",
+    "memory.high": "MemoryHigh",
+    "memory.max": "MemoryMax",
+    "memory.swap.max": "MemorySwapMax",
+    "pids.max": "TasksMax",
+    "cpu.weight": "CPUWeight",
+}
+
+
+def properties(resources: Section) -> list[Property]:
+    """Return OCI linux.resources as properties, as far as systemd has them.
+
+    The kernel's files are written besides: properties are what systemd writes again at a
+    daemon-reload, or when it changes something else of the unit.
+    """
+    found: dict[str, Variant] = {}
+    for add in (_memory, _cpu, _cpuset, _pids, _unified):
+        add(found, resources)
+    return list(found.items())
+
+
+Found = dict[str, Variant]
+
+
+def _number(value: int) -> Variant:
+    return Variant("t", INFINITY if value < 0 else value)
+
+
+def _memory(found: Found, resources: Section) -> None:
+    values = section(resources, "memory")
+    limit = positive(values, "limit")
+    for name, value in (
+        ("MemoryMax", limit),
+        ("MemoryLow", positive(values, "reservation")),
+        ("MemorySwapMax", v2_limits.swap_alone(limit, positive(values, "swap"))),
+    ):
+        if value is not None:
+            found[name] = _number(value)
+
+
+def _cpu(found: Found, resources: Section) -> None:
+    values = section(resources, "cpu")
+    shares, idle = positive(values, "shares"), integer(values, "idle")
+    if idle:
+        found["CPUWeight"] = Variant("t", 0)  # systemd's for cpu.idle
+    elif shares is not None:
+        found["CPUWeight"] = Variant("t", v2_limits.weight(shares))
+    quota, period = positive(values, "quota"), positive(values, "period")
+    if period is not None:
+        found["CPUQuotaPeriodUSec"] = Variant("t", period)
+    if quota is not None:
+        found["CPUQuotaPerSecUSec"] = _number(quota_per_second(quota, period or SECOND // 10))
+
+
+def quota_per_second(quota: int, period: int) -> int:
+    """Return µs of CPU time a second, rounded up as systemd would round it; -1 is no limit."""
+    if quota < 0:
+        return -1
+    return math.ceil(quota * SECOND / period / QUOTA_STEP) * QUOTA_STEP
+
+
+def _cpuset(found: Found, resources: Section) -> None:
+    values = section(resources, "cpu")
+    for key, name in (("cpus", "AllowedCPUs"), ("mems", "AllowedMemoryNodes")):
+        if text(values, key):
+            found[name] = Variant("ay", bitmap(text(values, key)))
+
+
+def bitmap(numbers: str) -> bytes:
+    """Return a list like "0-2,5" (man 7 cpuset, "List format") as bits, the lowest byte first."""
+    mask = 0
+    try:
+        for part in numbers.split(","):
+            first, _, last = part.strip().partition("-")
+            for number in range(int(first), int(last or first) + 1):
+                mask |= 1 << number
+    except ValueError as err:
+        raise CgroupError(errno.EINVAL, f"linux.resources.cpu: {numbers!r} is no list") from err
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+
+
+def _pids(found: Found, resources: Section) -> None:
+    limit = integer(section(resources, "pids"), "limit")
+    if limit is not None:
+        found["TasksMax"] = _number(max(limit, 1) if limit >= 0 else limit)
+
+
+def _unified(found: Found, resources: Section) -> None:
+    values = section(resources, "unified")
+    cpus, quota = text(values, "cpuset.cpus"), text(values, "cpu.max").split()
+    if cpus:
+        found["AllowedCPUs"] = Variant("ay", bitmap(cpus))
+    if len(quota) == 2:
+        period = _from_file("cpu.max", quota[1], int).value
+        limit = -1 if quota[0] == "max" else _from_file("cpu.max", quota[0], int).value
+        found["CPUQuotaPeriodUSec"] = Variant("t", period)
+        found["CPUQuotaPerSecUSec"] = _number(quota_per_second(limit, period))
+    for file, name in UNIFIED.items():
+        value = text(values, file)
+        if value:
+            found[name] = _from_file(file, value, int)
+
+
+def _from_file(file: str, value: str, convert: Callable[[str], int]) -> Variant:
+    try:
+        return _number(-1 if value.strip() == "max" else convert(value))
+    except ValueError as err:
+        raise CgroupError(
+            errno.EINVAL, f"linux.resources.unified: {file} is {value!r}, not a number or 'max'"
+        ) from err

@@ -1,0 +1,175 @@
+"""The VM: qemu with the image, the project as a read-only disk, and a disk for the results."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import termios
+import tty
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.vm.image import ROOT, Image
+
+CPUS = 2
+MEMORY = "2G"
+RESULTS_SIZE = 64 << 20  # bytes, sparse: journal and what the tests leave for the host
+
+# For booting, and for what is done after a job that was given up for lack of time.
+GRACE_SECONDS = 180.0
+# The exit code when the VM did not report one of its own, as `timeout` and docker have it.
+NO_RESULT = 125
+CONSOLE_LINES = 40
+
+# What is in a checkout, and not part of the project.
+EXCLUDED = (".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis")
+JOB_ARGUMENTS = "tests/vm/guest/arguments"
+JOB_SECONDS = "tests/vm/guest/seconds"
+
+
+class Disks(NamedTuple):
+    """The two disks of a run, and the console's log."""
+
+    project: Path
+    results: Path
+    console: Path
+
+
+def test(
+    image: Image,
+    arguments: Sequence[str],
+    *,
+    accelerator: str,
+    minutes: float,
+    results: Path | None,
+) -> int:
+    """Run pytest with `arguments` in a fresh VM; its output goes to stdout. Returns its exit code.
+
+    `results` is a directory for what the VM leaves: console, journal, and what tests put there.
+    """
+    with _disks(arguments, seconds=int(minutes * 60)) as disks:
+        try:
+            subprocess.run(
+                _qemu(image, disks, accelerator, "test"),
+                stdin=subprocess.DEVNULL,
+                timeout=minutes * 60 + GRACE_SECONDS,
+                check=True,
+            )
+        except subprocess.TimeoutExpired:
+            _say(f"the VM was ended after {minutes} minutes")
+        except subprocess.CalledProcessError as err:
+            _say(f"qemu failed: {err}")
+        return _collect(disks, results)
+
+
+def shell(image: Image, accelerator: str) -> int:
+    """Give this terminal a root shell in a fresh VM."""
+    if not sys.stdin.isatty():
+        sys.exit("hack/vm: a shell needs a terminal")
+    with _disks((), seconds=0) as disks, _raw_terminal():
+        command = [
+            *_qemu(image, disks, accelerator, "shell"),
+            "-chardev",
+            "stdio,id=job,signal=off",
+        ]
+        return subprocess.run(command, check=False).returncode
+
+
+def _qemu(image: Image, disks: Disks, accelerator: str, job: str) -> list[str]:
+    """Return the command line; the VM has no network."""
+    append = (
+        "root=/dev/vda rw console=ttyS0 quiet panic=-1 net.ifnames=0 systemd.show_status=no "
+        f"systemd.getty_auto=no vm.job={job}"
+    )
+    command = [
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+        "-accel", accelerator,
+        # la57: five levels of page tables cost an emulator a fifth more to walk
+        "-cpu", "max,la57=off", "-smp", str(CPUS), "-m", MEMORY,
+        "-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", append,
+        "-chardev", f"file,id=console,path={disks.console}",
+        "-chardev", "stdio,id=job,signal=off",
+        "-serial", "chardev:console", "-serial", "chardev:job",
+        "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
+    ]  # fmt: skip
+    command += _drive("root", image.disk, "snapshot=on")
+    command += _drive("project", disks.project, "readonly=on")
+    command += _drive("results", disks.results, "cache=unsafe")
+    return command
+
+
+def _drive(name: str, path: Path, option: str) -> list[str]:
+    return [
+        "-drive", f"if=none,id={name},format=raw,file={path},{option}",
+        "-device", f"virtio-blk-pci,drive={name},serial={name}",
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _disks(arguments: Sequence[str], *, seconds: int) -> Iterator[Disks]:
+    """Write the project with its job to a disk that is a tar, and make an empty one for results."""
+    with tempfile.TemporaryDirectory(prefix="criserver-vm-", dir="/var/tmp") as name:
+        directory = Path(name)
+        os.environ["TMPDIR"] = name  # where qemu keeps what the VM writes to its root
+        disks = Disks(directory / "project", directory / "results", directory / "console")
+        _pack(disks.project, arguments, seconds)
+        with disks.results.open("wb") as file:
+            file.truncate(RESULTS_SIZE)
+        yield disks
+
+
+def _pack(disk: Path, arguments: Sequence[str], seconds: int) -> None:
+    job = disk.parent / "job"
+    job.mkdir()
+    (job / "arguments").write_text("".join(f"{argument}\0" for argument in arguments))
+    (job / "seconds").write_text(str(seconds))
+    with tarfile.open(disk, "w", format=tarfile.PAX_FORMAT) as tar:
+        for path in sorted(ROOT.iterdir()):
+            if path.name not in EXCLUDED:
+                tar.add(path, path.name, filter=_as_root)
+        tar.add(job / "arguments", JOB_ARGUMENTS, filter=_as_root)
+        tar.add(job / "seconds", JOB_SECONDS, filter=_as_root)
+
+
+def _as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = "root"
+    return entry
+
+
+def _collect(disks: Disks, results: Path | None) -> int:
+    """Read what the VM has left; returns the exit code of its job."""
+    directory = results or disks.results.parent / "read"
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(disks.results) as tar:
+            tar.extractall(directory, filter="data")
+        code = int((directory / "exit-code").read_text())
+    except (tarfile.TarError, OSError, ValueError) as err:
+        _say(f"the VM has left no result ({err}); the end of its console:")
+        lines = disks.console.read_text(errors="replace").splitlines()
+        print("\n".join(lines[-CONSOLE_LINES:]), file=sys.stderr)
+        code = NO_RESULT
+    if results is not None:
+        (results / "console").write_bytes(disks.console.read_bytes())
+    return code
+
+
+@contextlib.contextmanager
+def _raw_terminal() -> Iterator[None]:
+    """Hand every key to the VM."""
+    saved = termios.tcgetattr(0)
+    tty.setraw(0)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, saved)
+
+
+def _say(text: str) -> None:
+    print(f"==> vm: {text}", file=sys.stderr, flush=True)
