@@ -42,7 +42,7 @@ VERIFY_WORKER = "verify_layer"
 UNPACK_SECONDS = 6 * 3600.0
 PARENTS_SECONDS = 600.0
 # What a worker raises for an archive that is wrong, and for reasons that are not the archive's.
-_ARCHIVE_ERRORS = ("TarError", "CompressionError")
+_ARCHIVE_ERRORS = ("TarError", "CoveredError", "CompressionError")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM)
 REMOVE_TRIES = 50
 # Why a layer is damaged.

@@ -20,6 +20,7 @@ WANTED = WantedLayer("host/app:1", DIGEST, "", DIGEST, Descriptor("layer", DIGES
     [
         ("TarError", None, True),
         ("CompressionError", None, True),
+        ("CoveredError", None, True),
         ("OSError", errno.ENAMETOOLONG, True),
         ("OSError", errno.ENOSPC, False),
         ("OSError", errno.EIO, False),
