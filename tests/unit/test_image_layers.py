@@ -24,6 +24,7 @@ WANTED = WantedLayer("host/app:1", DIGEST, "", DIGEST, Descriptor("layer", DIGES
         ("TarError", None, True),
         ("CoveredError", None, True),
         ("CompressionError", None, True),
+        ("CoveredError", None, True),
         ("OSError", errno.ENAMETOOLONG, True),
         ("OSError", errno.ENOSPC, False),
         ("OSError", errno.EIO, False),
