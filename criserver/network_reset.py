@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from api.errors import CRIError
 from criserver import config as configuration
-from criserver.config import Config, ConfigError
-from criserver.store.database import DatabaseError, open_database
+from criserver.config import ConfigError
+from criserver.store.database import FILE_NAME, DatabaseError, open_database
 from criserver.store.lock import Lock, LockedError
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.pod_cidrs import PodCIDRs
@@ -31,20 +32,20 @@ def main(args: Sequence[str]) -> int:
         prog="criserver network", description="Look after the built-in network."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    reset = commands.add_parser(
+    command = commands.add_parser(
         "reset",
         help="remove its bridge, links, rules and leases; the daemon must not run",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    reset.add_argument(
+    command.add_argument(
         "--force", action="store_true", help="although pods hold addresses: they lose their network"
     )
-    configuration.add_flags(reset)
+    configuration.add_flags(command)
     options = parser.parse_args(args)
     try:
         config = configuration.load_flags(options)
-        removed = _reset(config, force=options.force)
+        removed = reset(config.root, force=options.force)
     except LockedError as err:
         sys.stderr.write(f"criserver network reset: {err}; stop it first\n")
         return 1
@@ -55,12 +56,16 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _reset(config: Config, *, force: bool) -> str:
-    if not config.root.is_dir():
+def reset(root: Path, *, force: bool) -> str:
+    """Remove the network of the daemon with this root; returns what was removed, "" for nothing.
+
+    Raises LockedError while the daemon runs, InUseError without `force` while pods hold addresses.
+    """
+    if not (root / FILE_NAME).exists():
         return ""
-    lock = Lock([config.root])
+    lock = Lock([root])
     try:
-        with contextlib.closing(open_database(config.root)) as connection:
+        with contextlib.closing(open_database(root)) as connection:
             network = BuiltinNetwork(BuiltinConfig(), connection, PodCIDRs(connection))
             return asyncio.run(_remove(network, force=force))
     finally:
@@ -68,7 +73,6 @@ def _reset(config: Config, *, force: bool) -> str:
 
 
 async def _remove(network: BuiltinNetwork, *, force: bool) -> str:
-    """Return what was removed, "" for nothing."""
     try:
         holders = network.holders()
         if holders and not force:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podsandbox.network.cni_config import CNIConfigError, ConfigDirectories, parse
+from podsandbox.network.cni_config import CNIConfigError, ConfigDirectories, from_json, parse
 
 
 def conflist(**changes: Any) -> dict[str, Any]:
@@ -110,3 +110,48 @@ def test_only_broken_files_are_a_configuration_too(tmp_path: Path) -> None:
     directory = ConfigDirectories([tmp_path])
     assert directory.exists()
     assert directory.load()[0] is None
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(True, True), ("TRUE", True), (False, False), ("false", False)]
+)
+def test_switches_are_values_or_words(value: Any, expected: bool) -> None:
+    config = read(conflist(disableGC=value, disableCheck=value))
+    assert (config.disable_gc, config.disable_check) == (expected, expected)
+    assert from_json(json.loads(json.dumps(config.as_json()))) == config
+
+
+@pytest.mark.parametrize("key", ["disableGC", "disableCheck", "loadOnlyInlinedPlugins"])
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_a_switch_that_is_none_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(CNIConfigError, match=f"{key} is .*, neither true nor false"):
+        read(conflist(**{key: value}))
+
+
+def test_plugins_of_a_networks_own_directory_come_after_the_inlined_ones(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    for name in ("20-b.conf", "10-a.conf", "30-c.conflist"):
+        (tmp_path / "net" / name).write_text(json.dumps({"type": name}))
+    path = tmp_path / "10-net.conflist"
+    path.write_text(json.dumps(conflist()))
+    directories = ConfigDirectories([tmp_path])
+
+    def types() -> list[str] | None:
+        config, _ = directories.load()
+        return None if config is None else [plugin["type"] for plugin in config.plugins]
+
+    assert types() == ["bridge", "10-a.conf", "20-b.conf"]
+    path.write_text(json.dumps(conflist(plugins=[])))
+    assert types() == ["10-a.conf", "20-b.conf"]
+    path.write_text(json.dumps(conflist(loadOnlyInlinedPlugins=True)))
+    assert types() == ["bridge"]
+    path.write_text(json.dumps(conflist()))
+    (tmp_path / "net" / "10-a.conf").write_text("{")
+    assert types() is None
+    assert "net/10-a.conf: not JSON" in directories.load()[1][0]
+
+
+def test_a_networks_own_directory_alone_is_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "10-x.conf").write_text("{}")
+    assert not ConfigDirectories([tmp_path, tmp_path / "absent"]).exists()
