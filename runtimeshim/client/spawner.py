@@ -247,13 +247,20 @@ class Spawner:
             },
         }
         shim = Shim(container_id, bundle, ours)
+        creating = asyncio.create_task(
+            shim.created()
+        )  # asked at once: the shim need not wait for us
         try:
             with theirs:
                 await self._spawn(message, [theirs.fileno()])
             async with asyncio.timeout(CREATE_SECONDS):
-                await shim.created()
+                await asyncio.shield(creating)
         except BaseException:
             shim.close()
+            creating.cancel()
+            await asyncio.wait({creating})
+            if not creating.cancelled():
+                creating.exception()  # the one that is on its way, or of the close above
             await self._kill(message.get("id", 0))
             raise
         return shim
