@@ -15,7 +15,7 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from api.cri import api_pb2 as cri
 from api.errors import (
@@ -37,6 +37,7 @@ from imageservice.store import Image
 from podsandbox.lifecycle import SandboxRuntime
 from runtimeshim.client import CreateError, OCIRuntime, Rootfs, Shim, ShimOptions, SpawnerError
 from runtimeshim.linux import selinux
+from runtimeshim.oci import resolve
 
 log = logging.getLogger(__name__)
 
@@ -52,20 +53,20 @@ async def create_container(
     """Create a container in a READY sandbox; the same name again joins the operation in flight."""
     sandbox = runtime.sandboxes.mirror.get(request.pod_sandbox_id)
     config = request.config
-    log_path = _check(sandbox, request)
+    log_place = _check(sandbox, request)
     name = container_name(config.metadata, sandbox.message.metadata)
     holder = runtime.containers.mirror.by_name(name)
     if holder is not None:
         container_id = await join_or_claim(runtime.operations, OPERATION, holder)
     else:
         container = runtime.containers.reserve(new_id(), name, sandbox.id, config)
-        creation = Creation(runtime, container.id, sandbox, config, log_path)
+        creation = Creation(runtime, container.id, sandbox, config, log_place)
         container_id = await runtime.operations.run(container.id, OPERATION, creation.run)
     return cri.CreateContainerResponse(container_id=container_id)
 
 
-def _check(sandbox: Sandbox, request: cri.CreateContainerRequest) -> str:
-    """Refuse what cannot be created whatever the system says; returns the log's path."""
+def _check(sandbox: Sandbox, request: cri.CreateContainerRequest) -> LogPlace:
+    """Refuse what cannot be created whatever the system says; returns where the log is."""
     config = request.config
     if not config.metadata.name:
         raise InvalidArgumentError("config.metadata needs a name")
@@ -74,12 +75,19 @@ def _check(sandbox: Sandbox, request: cri.CreateContainerRequest) -> str:
     _check_ready(sandbox)
     image_volumes.check(config)
     directory = request.sandbox_config.log_directory or sandbox.message.log_directory
-    return _log_path(directory, config.log_path)
+    return LogPlace(directory, _log_path(directory, config.log_path))
 
 
 def _check_ready(sandbox: Sandbox) -> None:
     if sandbox.state != cri.SANDBOX_READY:
         raise FailedPreconditionError(f"the pod sandbox {sandbox.id} is not ready")
+
+
+class LogPlace(NamedTuple):
+    """Where a container's log is: its absolute path, "" for none, below the pod's directory."""
+
+    directory: str
+    path: str
 
 
 def _log_path(directory: str, path: str) -> str:
@@ -103,13 +111,13 @@ class Creation:
         container_id: str,
         sandbox: Sandbox,
         config: cri.ContainerConfig,
-        log_path: str,
+        log_place: LogPlace,
     ) -> None:
         self._runtime = runtime
         self._id = container_id
         self._sandbox = sandbox
         self._config = config
-        self._log_path = log_path
+        self._log = log_place
 
     async def run(self) -> str:
         """Create the container and return its id."""
@@ -135,7 +143,7 @@ class Creation:
             runtime.containers.created(
                 self._id,
                 image_id=image.id,
-                log_path=self._log_path,
+                log_path=self._log.path,
                 stop_signal=stop_signal,
                 user=json.dumps(
                     {"uid": user.uid, "gid": user.gid, "groups": list(user.additional_gids)}
@@ -154,7 +162,8 @@ class Creation:
         write_bundle(bundle, spec)
         options = ShimOptions(
             rootfs=rootfs,
-            log_path=Path(self._log_path) if self._log_path else None,
+            log_path=Path(self._log.path) if self._log.path else None,
+            log_directory=Path(self._log.directory) if self._log.path else None,
             stdin=self._config.stdin,
             stdin_once=self._config.stdin_once,
             runtime=self._external(),
@@ -275,15 +284,30 @@ class Creation:
 
     def _make_directories(self) -> None:
         """Make the host paths that are missing, as the peers do, and the log's directory."""
+        self._make_log_directory()
         paths = [mount.host_path for mount in self._config.mounts if mount.host_path]
-        if self._log_path:
-            paths.append(posixpath.dirname(self._log_path))
         for path in paths:
             try:
                 if not os.path.exists(path):
                     os.makedirs(path, HOST_PATH_MODE, exist_ok=True)
             except (OSError, ValueError) as err:
                 raise InvalidArgumentError(f"{path[:256]!r} cannot be made: {err}") from err
+
+    def _make_log_directory(self) -> None:
+        """Make it below the pod's, out of which no link leads: the pod may have mounted that."""
+        directory, path = self._log
+        if not path:
+            return
+        below = posixpath.relpath(posixpath.dirname(path), directory)
+        try:
+            os.makedirs(directory, HOST_PATH_MODE, exist_ok=True)
+            base = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.close(resolve.make_directory(base, below))
+            finally:
+                os.close(base)
+        except (OSError, ValueError) as err:
+            raise InvalidArgumentError(f"{path[:256]!r}: no directory for the log: {err}") from err
 
 
 def _create_error(error: CreateError) -> Exception:

@@ -442,6 +442,25 @@ MUTATIONS = (
         ),
     ),
     Mutation(
+        "links on the way to the log are followed",
+        (
+            Edit(
+                "runtimeshim/shim/log.py",
+                "    if directory is None:\n",
+                "    if directory is None or path:\n",
+            ),
+            Edit(
+                "criserver/container_create.py",
+                "                os.close(resolve.make_directory(base, below))\n",
+                '                os.makedirs(f"{directory}/{below}", exist_ok=True)\n',
+            ),
+        ),
+        (
+            "test_shim_attacks.py::test_a_link_on_the_way_to_the_log_is_not_followed",
+            "test_cri_bad_input.py::test_a_log_directory_with_a_link_in_it",
+        ),
+    ),
+    Mutation(
         "a log path may have dots",
         (
             Edit(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -82,6 +82,8 @@ class ShimOptions:
 
     rootfs: Rootfs | None
     log_path: Path | None
+    # The log's path is below it, and the pod may have a say in all that is: no link is followed.
+    log_directory: Path | None = field(default=None, kw_only=True)
     runtime: OCIRuntime | None = None  # None: the embedded executor
     stdin: bool = False
     stdin_once: bool = False

@@ -283,6 +283,7 @@ def _options(options: ShimOptions) -> dict[str, Any]:
             "workdir": rootfs.workdir,
         },
         "log_path": None if options.log_path is None else str(options.log_path),
+        "log_directory": None if options.log_directory is None else str(options.log_directory),
         "runtime": None
         if options.runtime is None
         else {"name": options.runtime.name, "path": options.runtime.path},

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import time
 
+from runtimeshim.linux import syscalls
+
 # A longer line is split, all but its last part tagged P: what kubelet and the peers use.
 MAX_LINE = 16 * 1024
 
@@ -15,6 +17,8 @@ LOG_MODE = 0o640
 
 # A line of the log has the time, the stream and the tag beside its text: 45 bytes.
 MAX_LOG_LINE = MAX_LINE + 64
+
+_BELOW = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 
 
 def timestamp(ns: int) -> bytes:
@@ -62,11 +66,15 @@ class LineFormatter:
 
 
 class LogFile:
-    """The file; a write that fails drops the data, since a full disk must not block a container."""
+    """The file; a write that fails drops the data, since a full disk must not block a container.
 
-    def __init__(self, path: str | None) -> None:
+    Below `directory` no symbolic link is followed: who has mounted it could lead us anywhere.
+    """
+
+    def __init__(self, path: str | None, directory: str | None = None) -> None:
         self._path = path
-        self._fd: int | None = None if path is None else _open(path)
+        self._directory = directory
+        self._fd: int | None = None if path is None else _open(path, directory)
         self.lost_bytes = 0
 
     def write(self, data: bytes) -> None:
@@ -101,12 +109,19 @@ class LogFile:
         """Open the path anew; on an error the old file stays in use. Raises OSError."""
         if self._path is None:
             return
-        new = _open(self._path)
+        new = _open(self._path, self._directory)
         if self._fd is not None:
             os.close(self._fd)
         self._fd = new
 
 
-def _open(path: str) -> int:
+def _open(path: str, directory: str | None) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(path, flags, LOG_MODE)
+    if directory is None:
+        return os.open(path, flags, LOG_MODE)
+    base = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        below = os.path.relpath(path, directory)
+        return syscalls.openat2(base, below, flags, _BELOW, LOG_MODE)
+    finally:
+        os.close(base)

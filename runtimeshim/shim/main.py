@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 from collections.abc import Mapping
+from typing import Any
 
 from runtimeshim import wire
 from runtimeshim.linux import capabilities, cgroups, syscalls
@@ -65,7 +66,7 @@ def _create(message: wire.Message, client: int, kept: socket.socket, creator: Cr
     if request is None:  # the daemon died between two messages: nothing has been made yet
         return
     try:
-        log = _open_log(message["options"]["log_path"])
+        log = _open_log(message["options"])
         task = creator.create(message)
     except StageError as err:
         failure = {"error": err.message, "stage": err.stage, "kind": err.kind}
@@ -80,7 +81,8 @@ def _create(message: wire.Message, client: int, kept: socket.socket, creator: Cr
 def _adopt(adoption: wire.Message, fds: Mapping[str, int], kept: socket.socket) -> None:
     """Be the shim of a container that has lost its own; `fds` are what the spawner has kept."""
     message, state = adoption["ward"], adoption["state"]
-    log = LogFile(message["options"]["log_path"])
+    options = message["options"]
+    log = LogFile(options["log_path"], options.get("log_directory"))  # an older shim's has none
     log.mend()  # of a line whose write was killed; what it was made of has not been consumed
     task = Task(handler_of(message), message, state, fds)
     task.warnings.append("its first shim was killed; another one adopted it")
@@ -106,8 +108,9 @@ def raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (_open_files[1], _open_files[1]))
 
 
-def _open_log(path: str | None) -> LogFile:
+def _open_log(options: Mapping[str, Any]) -> LogFile:
+    path = options["log_path"]
     try:
-        return LogFile(path)
+        return LogFile(path, options["log_directory"])
     except OSError as err:
         raise StageError("log", f"the log {path} cannot be opened: {err.strerror}") from err

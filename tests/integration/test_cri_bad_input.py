@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from api.cri import api_pb2 as cri
@@ -140,6 +142,20 @@ def test_containers(pods: Pods, pod: str, code: str, fields: dict[str, Any], sai
     assert said in refused(code, pods.create, pod, "true", **fields)
     assert pods.containers(pod_sandbox_id=pod) == []
     pods.assert_remains(before)
+
+
+def test_a_log_directory_with_a_link_in_it(pods: Pods, tmp_path: Path) -> None:
+    """The pod has mounted its log directory, and exchanged the container's for a link."""
+    config = pods.config()
+    pod = pods.run_pod(config)
+    link = Path(config.log_directory) / "link"
+    link.symlink_to(tmp_path)
+    for path in ("link/0.log", "link/deep/0.log"):
+        with pytest.raises(grpc.RpcError):
+            pods.create(pod, "true", log_path=path)
+    assert list(tmp_path.iterdir()) == []
+    link.unlink()
+    pods.remove_pod(pod)
 
 
 def test_a_container_of_an_unknown_sandbox(pods: Pods) -> None:

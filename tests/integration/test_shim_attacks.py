@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from runtimeshim.client import CreateError, Shim, ShimError, connect_shim
-from tests.integration import harness
+from runtimeshim.client import CreateError, Shim, ShimError, ShimOptions, connect_shim
+from tests.integration import bundles, harness
 
 pytestmark = pytest.mark.integration
 
@@ -45,6 +45,21 @@ async def test_a_link_to_nowhere_in_the_place_of_the_log_makes_no_file(
     with pytest.raises(CreateError, match=r"the log .* cannot be opened"):
         await rt.create(rt.spec(["echo", "x"]))
     assert not victim.exists()
+
+
+async def test_a_link_on_the_way_to_the_log_is_not_followed(rt: harness.Runtime) -> None:
+    """kubelet's logs are in a directory of each container's below the pod's."""
+    victim = rt.directory / "victim"
+    victim.mkdir()
+    logs = rt.directory / "logs"
+    logs.mkdir()
+    (logs / "c").symlink_to(victim)
+    bundle = bundles.write(rt.run_dir / "containers/c", rt.spec(["echo", "x"]))
+    rootfs = bundles.overlay(rt.layer, rt.directory / "rw")
+    options = ShimOptions(rootfs, logs / "c/0.log", log_directory=logs)
+    with pytest.raises(CreateError, match=r"the log .* cannot be opened"):
+        await rt.spawner.spawn_shim("c", bundle, options)
+    assert list(victim.iterdir()) == []
 
 
 async def test_a_link_that_comes_with_a_rotation_is_not_followed(rt: harness.Runtime) -> None:
