@@ -134,11 +134,11 @@ async def test_a_starting_exec_is_closed_to_its_neighbours(rt: harness.Runtime) 
         held = await held_at_execve(listener)
         os.write(write, f"look {pid_inside(held.pid)}\n".encode())
         await harness.until(lambda: "looked" in rt.output("spy"))
+        assert rt.output("spy") == "up\nlooked\n"
         held.let_go()
         assert await executing == (0, "")
     os.close(write)
     await victim.kill(9)
-    assert rt.output("spy") == "up\nlooked\n"
 
 
 def beside(rt: harness.Runtime, spy: Shim, listener: Path) -> dict[str, Any]:
