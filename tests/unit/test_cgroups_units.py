@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtimeshim.linux.cgroups import CgroupError, units
+from runtimeshim.linux.cgroups import CgroupError, unit_properties, units
 
 SLICE = "kubepods-burstable-pod1_2.slice"
 EXPANDED = "/kubepods.slice/kubepods-burstable.slice/" + SLICE
@@ -51,12 +51,15 @@ def test_limits_as_properties() -> None:
         "pids": {"limit": 0},
         "unified": {"memory.high": "max", "memory.oom.group": "1"},
     }
-    found = {name: (value.signature, value.value) for name, value in units.properties(resources)}
+    found = {
+        name: (value.signature, value.value)
+        for name, value in unit_properties.properties(resources)
+    }
     assert found == {
         "MemoryMax": ("t", 100),
         "MemoryLow": ("t", 50),
         "MemorySwapMax": ("t", 50),
-        "MemoryHigh": ("t", units.INFINITY),
+        "MemoryHigh": ("t", unit_properties.INFINITY),
         "CPUWeight": ("t", 100),
         "CPUQuotaPeriodUSec": ("t", 50000),
         "CPUQuotaPerSecUSec": ("t", 500000),
@@ -67,7 +70,7 @@ def test_limits_as_properties() -> None:
 
 
 def test_without_limits_there_is_no_property() -> None:
-    assert units.properties({"devices": [], "memory": {"limit": 0}}) == []
+    assert unit_properties.properties({"devices": [], "memory": {"limit": 0}}) == []
 
 
 @pytest.mark.parametrize(
@@ -77,11 +80,11 @@ def test_without_limits_there_is_no_property() -> None:
 def test_a_quota_is_rounded_up_to_what_systemd_can_tell(
     quota: int, period: int, wanted: int
 ) -> None:
-    assert units.quota_per_second(quota, period) == wanted
+    assert unit_properties.quota_per_second(quota, period) == wanted
 
 
 def test_a_wrong_value_names_its_field() -> None:
     with pytest.raises(CgroupError, match=r"linux\.resources\.cpu"):
-        units.properties({"cpu": {"cpus": "x"}})
+        unit_properties.properties({"cpu": {"cpus": "x"}})
     with pytest.raises(CgroupError, match=r"unified: pids\.max"):
-        units.properties({"unified": {"pids.max": "many"}})
+        unit_properties.properties({"unified": {"pids.max": "many"}})
