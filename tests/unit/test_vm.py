@@ -1,0 +1,53 @@
+"""hack/vm's host side, without a VM: what it hands over, and that no result is a failure."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.vm import image, machine
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> machine.Disks:
+    made = machine.Disks(tmp_path / "project", tmp_path / "results", tmp_path / "console")
+    made.results.write_bytes(bytes(10240))
+    made.console.write_text("Kernel panic\n")
+    return made
+
+
+def test_the_project_is_handed_over_with_its_job(disks: machine.Disks) -> None:
+    machine._pack(disks.project, ["-k", "a b"], seconds=60)
+    with tarfile.open(disks.project) as tar:
+        names = tar.getnames()
+        arguments = tar.extractfile(machine.JOB_ARGUMENTS)
+        assert arguments is not None
+        assert arguments.read() == b"-k\0a b\0"
+    assert {"pyproject.toml", "tests/vm/guest/run", machine.JOB_SECONDS} <= set(names)
+    assert not any(name.startswith((".git", ".venv")) and name != ".gitignore" for name in names)
+
+
+def test_a_vm_that_reports_nothing_has_failed(
+    disks: machine.Disks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert machine._collect(disks, None) == machine.NO_RESULT
+    assert "Kernel panic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_exit_code_is_the_jobs(disks: machine.Disks, tmp_path: Path, code: int) -> None:
+    (tmp_path / "exit-code").write_text(f"{code}\n")
+    with tarfile.open(disks.results, "w") as tar:
+        tar.add(tmp_path / "exit-code", "./exit-code")
+    results = tmp_path / "kept"
+    assert machine._collect(disks, results) == code
+    assert (results / "console").read_text() == "Kernel panic\n"
+
+
+def test_an_image_is_known_by_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = image.key()
+    assert image.key() == before
+    monkeypatch.setattr(image, "NODE_PACKAGES", (*image.NODE_PACKAGES, "another"))
+    assert image.key() != before
