@@ -76,7 +76,10 @@ def key() -> str:
     """Return the digest of all that decides the image's content."""
     description = _description()
     installed = [description[name] for name in ("project", "build-system")]
-    installed.append(description["tool"]["setuptools"])
+    setuptools = description["tool"]["setuptools"]
+    installed.append(setuptools)
+    # Scripts are copied when the project is installed, the rest is linked.
+    installed += [(ROOT / name).read_text() for name in setuptools.get("script-files", ())]
     parts = [Path(__file__).read_text(), json.dumps(installed), *_packages()]
     parts += [path.read_text() for path in sorted(GUEST.glob("boot*"))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
