@@ -24,7 +24,7 @@ def test_old_state_is_reconciled_and_can_be_removed() -> None:
         assert (status.state, status.reason, status.exit_code) == (
             cri.CONTAINER_EXITED, "Unknown", 255,
         )  # fmt: skip
-    new = pods.run_pod()
+    new = pods.run_pod(pods.config("after"))
     for pod in [*made.values(), new]:
         pods.stop_pod(pod)
         pods.remove_pod(pod)
