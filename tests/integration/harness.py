@@ -57,7 +57,8 @@ class Runtime:
 
     def output(self, name: str = "c") -> str:
         lines = self.log(name).read_text().splitlines(keepends=True)
-        return "".join(line.split(" ", 3)[3] for line in lines)
+        # The last one may be read while it is being written.
+        return "".join(line.split(" ", 3)[3] for line in lines if line.endswith("\n"))
 
 
 @asynccontextmanager

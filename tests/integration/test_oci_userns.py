@@ -90,7 +90,7 @@ async def test_the_images_files_keep_their_owners(rt: harness.Runtime) -> None:
 async def test_devices_are_there_and_no_other_can_be_made(rt: harness.Runtime) -> None:
     spec = in_user_namespace(rt.spec([
         "sh", "-c",
-        "stat -c '%n %t:%T %a %u' /dev/null /dev/zero /dev/tty /dev/fuse;"
+        "exec 2>&1; stat -c '%n %t:%T %a %u' /dev/null /dev/zero /dev/tty /dev/fuse;"
         "head -c2 /dev/zero | wc -c; echo x > /dev/null; readlink /dev/ptmx;"
         "mknod /tmp/n c 1 3 || echo refused",
     ]))  # fmt: skip
@@ -188,7 +188,7 @@ async def test_a_user_namespace_given_by_path_is_joined(rt: harness.Runtime) -> 
 
 async def test_capabilities_masks_and_limits_hold_inside(rt: harness.Runtime) -> None:
     spec = in_user_namespace(rt.spec([
-        "sh", "-c", "grep Cap /proc/self/status; cat /proc/keys; "
+        "sh", "-c", "exec 2>&1; grep Cap /proc/self/status; cat /proc/keys; "
         "echo 1 > /proc/sys/kernel/domainname;"
         f"cat {harness.cgroup_file('pids/pids.max', 'pids.max')};"
         "cut -d: -f3 /proc/self/cgroup | sort -u; true",
