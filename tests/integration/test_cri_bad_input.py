@@ -225,12 +225,6 @@ def test_a_negative_timeout(pods: Pods, pod: str) -> None:
     pods.remove(container)
 
 
-def test_what_is_not_implemented_says_so(pods: Pods) -> None:
-    request = cri.ExecRequest(container_id=UNKNOWN, cmd=["true"])
-    said = refused("UNIMPLEMENTED", pods.daemon.runtime.Exec, request, timeout=RPC_SECONDS)
-    assert "Exec" in said
-
-
 def test_checkpoints_are_refused_with_the_reason(pods: Pods) -> None:
     runtime = pods.daemon.runtime
     for call, request in (

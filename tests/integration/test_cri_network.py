@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import grpc
@@ -208,7 +208,8 @@ def reboot(pods: Pods) -> None:
     daemon = pods.daemon
     daemon.stop()
     for pid in leaks.named_processes(f"/{daemon.name}-"):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ended with another one
+            os.kill(pid, signal.SIGKILL)
     for pod in pods._made:
         init = daemon.run_dir / "sandboxes" / pod / "init.json"
         if init.exists():
