@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -224,11 +225,22 @@ def reboot(pods: Pods) -> None:
         if Path("/sys/class/net", link).exists():
             run("ip", "link", "delete", link)
     subprocess.run(["nft", "delete", "table", "inet", daemon.bridge], capture_output=True)
+    forget_masquerading(daemon.name)
     for directory in leaks.directories_below(leaks.CGROUPS):
         if any(pod in directory.name for pod in pods._made):
             subprocess.run(["rmdir", directory], capture_output=True)
     with closing(sqlite3.connect(daemon.root / "criserver.db")) as database, database:
         database.execute("UPDATE meta SET value = 'an earlier boot' WHERE key = 'boot_id'")
+
+
+def forget_masquerading(network: str) -> None:
+    """Take away what the bridge plugin has made for pods of a CNI network."""
+    for line in run("iptables", "--table", "nat", "--list-rules", "POSTROUTING").splitlines():
+        if f'name: \\"{network}\\"' in line:
+            rule = shlex.split(line.replace("-A", "-D", 1))
+            run("iptables", "--table", "nat", *rule)
+            for command in ("--flush", "--delete-chain"):
+                run("iptables", "--table", "nat", command, rule[-1])
 
 
 @pytest.mark.parametrize("provider", ["builtin", "cni"])
