@@ -17,7 +17,7 @@ async def list_containers(
 ) -> cri.ListContainersResponse:
     """List the containers that match all parts of the filter."""
     containers = matching_containers(runtime, request.filter)
-    return cri.ListContainersResponse(containers=[listed(container) for container in containers])
+    return cri.ListContainersResponse(containers=[container.listed for container in containers])
 
 
 async def stream_containers(
@@ -25,7 +25,7 @@ async def stream_containers(
 ) -> AsyncIterator[cri.StreamContainersResponse]:
     """ListContainers in pieces; what is removed meanwhile may still be in it."""
     found = matching_containers(runtime, request.filter)
-    for page in pages(listed(container) for container in list(found)):
+    for page in pages(container.listed for container in list(found)):
         yield cri.StreamContainersResponse(containers=page)
 
 
@@ -61,20 +61,3 @@ def full_id(mirror: Mirror[R], reference: str) -> str:
 def has_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
     """Tell whether all the selector's labels are there with its values."""
     return all(labels.get(key) == value for key, value in selector.items())
-
-
-def listed(container: Container) -> cri.Container:
-    """Return a container as lists show it."""
-    config = container.message_config
-    return cri.Container(
-        id=container.id,
-        pod_sandbox_id=container.sandbox_id,
-        metadata=config.metadata,
-        image=config.image,
-        image_ref=container.image_id,
-        image_id=container.image_id,
-        state=CRI_STATES[container.state],
-        created_at=container.created_at,
-        labels=config.labels,
-        annotations=config.annotations,
-    )

@@ -16,7 +16,7 @@ async def list_pod_sandbox(
 ) -> cri.ListPodSandboxResponse:
     """List the sandboxes that match all parts of the filter."""
     sandboxes = matching_sandboxes(runtime, request.filter)
-    return cri.ListPodSandboxResponse(items=[listed(sandbox) for sandbox in sandboxes])
+    return cri.ListPodSandboxResponse(items=[sandbox.listed for sandbox in sandboxes])
 
 
 async def stream_pod_sandboxes(
@@ -24,7 +24,7 @@ async def stream_pod_sandboxes(
 ) -> AsyncIterator[cri.StreamPodSandboxesResponse]:
     """ListPodSandbox in pieces; what is removed meanwhile may still be in it."""
     found = matching_sandboxes(runtime, request.filter)
-    for page in pages(listed(sandbox) for sandbox in list(found)):
+    for page in pages(sandbox.listed for sandbox in list(found)):
         yield cri.StreamPodSandboxesResponse(pod_sandboxes=page)
 
 
@@ -35,16 +35,3 @@ def matching_sandboxes(runtime: Runtime, wanted: cri.PodSandboxFilter) -> Iterat
             continue
         if has_labels(sandbox.message.labels, wanted.label_selector):
             yield sandbox
-
-
-def listed(sandbox: Sandbox) -> cri.PodSandbox:
-    """Return a sandbox as lists show it."""
-    return cri.PodSandbox(
-        id=sandbox.id,
-        metadata=sandbox.message.metadata,
-        state=sandbox.state,
-        created_at=sandbox.created_at,
-        labels=sandbox.message.labels,
-        annotations=sandbox.message.annotations,
-        runtime_handler=sandbox.runtime_handler,
-    )

@@ -146,6 +146,23 @@ class Container:
         return cri.ContainerConfig.FromString(self.config)
 
     @cached_property
+    def listed(self) -> cri.Container:
+        """The container as lists show it, put together once per record; nobody changes it."""
+        config = self.message_config
+        return cri.Container(
+            id=self.id,
+            pod_sandbox_id=self.sandbox_id,
+            metadata=config.metadata,
+            image=config.image,
+            image_ref=self.image_id,
+            image_id=self.image_id,
+            state=CRI_STATES[self.state],
+            created_at=self.created_at,
+            labels=config.labels,
+            annotations=config.annotations,
+        )
+
+    @cached_property
     def user_values(self) -> dict[str, Any]:
         """The user's JSON object; empty while the container is being made."""
         return json.loads(self.user) if self.user else {}

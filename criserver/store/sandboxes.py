@@ -65,6 +65,19 @@ class Sandbox:
         return cri.PodSandboxConfig.FromString(self.config)
 
     @cached_property
+    def listed(self) -> cri.PodSandbox:
+        """The sandbox as lists show it, put together once per record; nobody changes it."""
+        return cri.PodSandbox(
+            id=self.id,
+            metadata=self.message.metadata,
+            state=self.state,
+            created_at=self.created_at,
+            labels=self.message.labels,
+            annotations=self.message.annotations,
+            runtime_handler=self.runtime_handler,
+        )
+
+    @cached_property
     def runtime_values(self) -> dict[str, Any] | None:
         """The runtime's JSON object; None while the sandbox is being made."""
         return json.loads(self.runtime) if self.runtime else None
