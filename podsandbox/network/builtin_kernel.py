@@ -20,9 +20,9 @@ from podsandbox.network import conntrack
 from podsandbox.network.addresses import HostPort, NetworkRecord
 from podsandbox.network.firewall import Firewall, collision
 from podsandbox.network.links import ALIAS, Links, overlaps
-from podsandbox.network.netlink_socket import NetlinkSocket
 from podsandbox.network.qdisc import Bandwidth
 from podsandbox.network.rtnetlink import IPInterface, IPNetwork
+from runtimeshim.linux.netlink import NetlinkSocket
 
 # Not what Docker (172.17), flannel (10.244), kubeadm's services (10.96/12) and most homes use.
 _CANDIDATE_SUBNETS = [f"10.{n}.0.0/16" for n in (*range(88, 96), *range(200, 240))]

@@ -13,15 +13,16 @@ import socket
 import struct
 from collections.abc import Iterable
 
-from podsandbox.network.netlink_socket import NetlinkSocket
-from podsandbox.network.rtnetlink import (
+from runtimeshim.linux.netlink import (
     NLA_F_NESTED,
     NLM_F_ACK,
     NLM_F_DUMP,
     NLM_F_REQUEST,
+    NetlinkSocket,
     Request,
     attribute,
     attributes,
+    nested,
 )
 
 _NETLINK_NETFILTER = 12
@@ -46,23 +47,19 @@ PROTOCOLS = {"udp": 17, "sctp": 132}
 def forget_pod(address: str) -> int:
     """Forget every connection that some pod's address answers; returns how many. Raises OSError."""
     ip = ipaddress.ip_address(address)
-    tuple_ip = _nested(_CTA_TUPLE_IP, attribute(_CTA_IP_SRC[ip.version], ip.packed))
+    tuple_ip = nested(_CTA_TUPLE_IP, attribute(_CTA_IP_SRC[ip.version], ip.packed))
     return _forget(ip.version, _CTA_TUPLE_REPLY, _F_IP_SRC, _CTA_TUPLE_IP, tuple_ip)
 
 
 def forget_port(ip_version: int, protocol: str, port: int) -> int:
     """Forget every connection to a port of the host; returns how many. Raises OSError."""
-    tuple_proto = _nested(
+    tuple_proto = nested(
         _CTA_TUPLE_PROTO,
         attribute(_CTA_PROTO_NUM, bytes([PROTOCOLS[protocol]])),
         attribute(_CTA_PROTO_DST_PORT, struct.pack(">H", port)),
     )
     flags = _F_PROTO_NUM | _F_PROTO_DST_PORT
     return _forget(ip_version, _CTA_TUPLE_ORIG, flags, _CTA_TUPLE_PROTO, tuple_proto)
-
-
-def _nested(kind: int, *parts: bytes) -> bytes:
-    return attribute(kind | NLA_F_NESTED, b"".join(parts))
 
 
 def _forget(ip_version: int, direction: int, flags: int, part: int, wanted: bytes) -> int:
@@ -74,8 +71,8 @@ def _forget(ip_version: int, direction: int, flags: int, part: int, wanted: byte
     flag = {_CTA_TUPLE_ORIG: _CTA_FILTER_ORIG_FLAGS, _CTA_TUPLE_REPLY: _CTA_FILTER_REPLY_FLAGS}
     body = (
         header
-        + _nested(direction, wanted)
-        + _nested(_CTA_FILTER, attribute(flag[direction], struct.pack("=I", flags)))
+        + nested(direction, wanted)
+        + nested(_CTA_FILTER, attribute(flag[direction], struct.pack("=I", flags)))
     )
     dump = Request(_CT_GET, NLM_F_REQUEST | NLM_F_DUMP, body, "list connections")
     expected = attributes(attributes(wanted)[part])

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from podsandbox.network import INTERFACE, rtnetlink
 from podsandbox.network.addresses import gateway_of
-from podsandbox.network.netlink_socket import NetlinkSocket
 from podsandbox.network.qdisc import Bandwidth, limit_rate
 from podsandbox.network.rtnetlink import RTM_NEWLINK, IPInterface, IPNetwork, Link, Route
+from runtimeshim.linux.netlink import NetlinkSocket, Request
 
 # With 12 digits of the sandbox's id it fills the 15 bytes of an interface name (IFNAMSIZ).
 _PORT_PREFIX = "cri"
@@ -146,7 +146,7 @@ class Links:
         """Delete a pod's veth pair; idempotent."""
         self._forgiving(rtnetlink.delete_link(port_name(sandbox_id)))
 
-    def _forgiving(self, request: rtnetlink.Request) -> None:
+    def _forgiving(self, request: Request) -> None:
         try:
             self._netlink.request(request)
         except OSError as err:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from podsandbox.network.rtnetlink import (
-    NLA_F_NESTED,
+from runtimeshim.linux.netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_REQUEST,
     Request,
     attribute,
+    nested,
 )
 
 # linux/rtnetlink.h, linux/pkt_sched.h
@@ -63,7 +63,7 @@ def limit_rate(index: int, bits_per_second: int) -> Request:
     body = (
         _TCMSG.pack(0, index, 0, _TC_H_ROOT, 0)
         + attribute(_TCA_KIND, b"tbf\0")
-        + attribute(_TCA_OPTIONS | NLA_F_NESTED, b"".join(options))
+        + nested(_TCA_OPTIONS, *options)
     )
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE
     return Request(RTM_NEWQDISC, flags, body, f"limit link {index} to {bits_per_second} bit/s")

@@ -9,25 +9,23 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
+
+from runtimeshim.linux.netlink import (
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    Request,
+    attribute,
+    attributes,
+    nested,
+)
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-# linux/netlink.h
-NLMSG_ERROR = 2
-NLMSG_DONE = 3
-NLM_F_REQUEST = 0x1
-NLM_F_ACK = 0x4
-NLM_F_DUMP = 0x300
-NLM_F_EXCL = 0x200
-NLM_F_CREATE = 0x400
-NLM_F_ACK_TLVS = 0x200
-NLMSGERR_ATTR_MSG = 1
-NLA_F_NESTED = 0x8000
-NLA_TYPE_MASK = 0x3FFF
 
 # linux/rtnetlink.h
 RTM_NEWLINK = 16
@@ -65,37 +63,10 @@ IFA_LOCAL = 2
 IFA_BROADCAST = 4
 IFA_F_NODAD = 0x02
 
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefix length, flags, scope, index
 # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _ROUTE = struct.Struct("=BBBBBBBBI")
-_ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
-
-
-@dataclass(frozen=True)
-class Request:
-    """A message without its sequence number; `what` names it in an error."""
-
-    type: int
-    flags: int
-    body: bytes
-    what: str
-
-    def encode(self, sequence: int) -> bytes:
-        """Return the message for the wire."""
-        length = _HEADER.size + len(self.body)
-        return _HEADER.pack(length, self.type, self.flags, sequence, 0) + self.body
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A message from the kernel; `body` is what follows its header."""
-
-    type: int
-    flags: int
-    sequence: int
-    body: bytes
 
 
 @dataclass(frozen=True)
@@ -123,56 +94,12 @@ class Route:
     table: int
 
 
-def attribute(kind: int, data: bytes) -> bytes:
-    """Encode one attribute, padded to four bytes."""
-    length = _ATTRIBUTE.size + len(data)
-    return _ATTRIBUTE.pack(length, kind) + data + bytes(-length % 4)
-
-
 def _text(kind: int, value: str) -> bytes:
     return attribute(kind, value.encode() + b"\0")
 
 
 def _number(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack("=I", value))
-
-
-def _nested(kind: int, *attributes: bytes) -> bytes:
-    return attribute(kind | NLA_F_NESTED, b"".join(attributes))
-
-
-def attributes(data: bytes) -> dict[int, bytes]:
-    """Decode a run of attributes; of a repeated one the last is kept."""
-    found: dict[int, bytes] = {}
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size or offset + length > len(data):
-            raise ValueError(f"netlink attribute of {length} bytes at offset {offset}")
-        found[kind & NLA_TYPE_MASK] = data[offset + _ATTRIBUTE.size : offset + length]
-        offset += length + (-length % 4)
-    return found
-
-
-def replies(data: bytes) -> Iterator[Reply]:
-    """Split one datagram into its messages."""
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size or offset + length > len(data):
-            raise ValueError(f"netlink message of {length} bytes at offset {offset}")
-        yield Reply(kind, flags, sequence, data[offset + _HEADER.size : offset + length])
-        offset += length + (-length % 4)
-
-
-def error_of(reply: Reply) -> tuple[int, str]:
-    """Return the errno (0 is an acknowledgement) and the kernel's own words of an NLMSG_ERROR."""
-    (number,) = struct.unpack_from("=i", reply.body)
-    if not reply.flags & NLM_F_ACK_TLVS:
-        return -number, ""
-    # NETLINK_CAP_ACK is set: only the header of the failed request comes before the attributes.
-    words = attributes(reply.body[4 + _HEADER.size :]).get(NLMSGERR_ATTR_MSG, b"")
-    return -number, words.rstrip(b"\0").decode(errors="replace")
 
 
 def _link_request(kind: int, flags: int, link: bytes, attrs: bytes, what: str) -> Request:
@@ -185,7 +112,7 @@ def new_bridge(name: str, address: bytes, mtu: int) -> Request:
         _text(IFLA_IFNAME, name),
         attribute(IFLA_ADDRESS, address),
         _number(IFLA_MTU, mtu),
-        _nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"bridge")),
+        nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"bridge")),
     ]
     link = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     flags = NLM_F_CREATE | NLM_F_EXCL
@@ -211,10 +138,10 @@ def new_veth(
         _text(IFLA_IFNAME, name),
         _number(IFLA_MTU, mtu),
         _number(IFLA_MASTER, bridge),
-        _nested(
+        nested(
             IFLA_LINKINFO,
             attribute(IFLA_INFO_KIND, b"veth"),
-            _nested(IFLA_INFO_DATA, attribute(VETH_INFO_PEER | NLA_F_NESTED, peer)),
+            nested(IFLA_INFO_DATA, nested(VETH_INFO_PEER, peer)),
         ),
     ]
     link = _LINK.pack(socket.AF_UNSPEC, 0, 0, IFF_UP, IFF_UP)
@@ -227,10 +154,10 @@ def set_bridge_port(name: str, alias: str) -> Request:
     attrs = [
         _text(IFLA_IFNAME, name),
         attribute(IFLA_IFALIAS, alias.encode()),
-        _nested(
+        nested(
             IFLA_LINKINFO,
             attribute(IFLA_INFO_SLAVE_KIND, b"bridge"),
-            _nested(IFLA_INFO_SLAVE_DATA, attribute(IFLA_BRPORT_MODE, b"\x01")),
+            nested(IFLA_INFO_SLAVE_DATA, attribute(IFLA_BRPORT_MODE, b"\x01")),
         ),
     ]
     link = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
