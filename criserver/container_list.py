@@ -31,11 +31,18 @@ async def stream_containers(
 
 def matching_containers(runtime: Runtime, wanted: cri.ContainerFilter) -> Iterator[Container]:
     """Return the containers that match all parts of the filter, oldest first."""
+    for container in selected_containers(runtime, wanted):
+        if not wanted.HasField("state") or CRI_STATES[container.state] == wanted.state.state:
+            yield container
+
+
+def selected_containers(
+    runtime: Runtime, wanted: cri.ContainerFilter | cri.ContainerStatsFilter
+) -> Iterator[Container]:
+    """Return those that match what lists and statistics filter by, oldest first."""
     sandbox = full_id(runtime.sandboxes.mirror, wanted.pod_sandbox_id)
     for container in by_id(runtime.containers.mirror, wanted.id):
         if wanted.pod_sandbox_id and container.sandbox_id != sandbox:
-            continue
-        if wanted.HasField("state") and CRI_STATES[container.state] != wanted.state.state:
             continue
         if has_labels(container.message_config.labels, wanted.label_selector):
             yield container

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 
 from api.cri import api_pb2 as cri
-from criserver.container_list import by_id, full_id, has_labels
+from criserver.container_list import selected_containers
 from criserver.paging import chunks, pages
 from criserver.runtime import Runtime
 from criserver.stats.messages import fill_container
@@ -27,7 +27,7 @@ async def list_container_stats(
     runtime: Runtime, request: cri.ListContainerStatsRequest
 ) -> cri.ListContainerStatsResponse:
     """Measure the containers that match all parts of the filter."""
-    found = await measured(runtime, matching(runtime, request.filter))
+    found = await measured(runtime, selected_containers(runtime, request.filter))
     return cri.ListContainerStatsResponse(stats=found)
 
 
@@ -35,19 +35,9 @@ async def stream_container_stats(
     runtime: Runtime, request: cri.StreamContainerStatsRequest
 ) -> AsyncIterator[cri.StreamContainerStatsResponse]:
     """ListContainerStats in pieces, each measured when its turn has come."""
-    for some in chunks(list(matching(runtime, request.filter))):
+    for some in chunks(list(selected_containers(runtime, request.filter))):
         for page in pages(await measured(runtime, some)):
             yield cri.StreamContainerStatsResponse(container_stats=page)
-
-
-def matching(runtime: Runtime, wanted: cri.ContainerStatsFilter) -> Iterator[Container]:
-    """Return the containers that match all parts of the filter, oldest first."""
-    sandbox = full_id(runtime.sandboxes.mirror, wanted.pod_sandbox_id)
-    for container in by_id(runtime.containers.mirror, wanted.id):
-        if wanted.pod_sandbox_id and container.sandbox_id != sandbox:
-            continue
-        if has_labels(container.message_config.labels, wanted.label_selector):
-            yield container
 
 
 async def measured(runtime: Runtime, containers: Iterable[Container]) -> list[cri.ContainerStats]:

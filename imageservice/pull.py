@@ -331,18 +331,13 @@ class PullEngine:
 
 async def _small_blob(repository: Repository, wanted: Descriptor, name: str) -> bytes:
     """Return a blob that fits in memory, verified."""
-    body = bytearray()
     try:
-        async with repository.blob(wanted, 0) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > wanted.size:
-                    break
+        body = await repository.small_blob(wanted)
     except BrokenTransferError as err:
         raise registry_unavailable(f"configuration of {name} breaks off: {err}") from err
-    if m.digest_of(bytes(body)) != wanted.digest:
+    if m.digest_of(body) != wanted.digest:
         raise ImagePullError(
-            f"the configuration of {name} came with the digest {m.digest_of(bytes(body))} "
+            f"the configuration of {name} came with the digest {m.digest_of(body)} "
             f"instead of {wanted.digest}"
         )
-    return bytes(body)
+    return body

@@ -131,6 +131,19 @@ class Repository:
         async with response:
             yield _body(endpoint, response, skip)
 
+    async def small_blob(self, wanted: Descriptor) -> bytes:
+        """Return a blob that fits in memory, as it comes: it may be another or a longer one.
+
+        No more than a piece beyond its size is read. Raises as `blob` does.
+        """
+        body = bytearray()
+        async with self.blob(wanted, 0) as pieces:
+            async for piece in pieces:
+                body += piece
+                if len(body) > wanted.size:
+                    break
+        return bytes(body)
+
     async def _open_blob(
         self, endpoint: Endpoint, wanted: Descriptor, offset: int
     ) -> tuple[Endpoint, aiohttp.ClientResponse, int]:

@@ -210,13 +210,7 @@ def load_key(path: Path) -> EllipticCurvePublicKey:
 
 async def _payload(repository: Repository, wanted: Descriptor) -> bytes:
     """Return a payload as it comes; whether it is the right one is for the caller to see."""
-    body = bytearray()
     try:
-        async with repository.blob(wanted, 0) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > wanted.size:
-                    break
+        return await repository.small_blob(wanted)
     except BrokenTransferError as err:
         raise signature_invalid(f"a payload breaks off: {err}") from err
-    return bytes(body)
