@@ -8,16 +8,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from runtimeshim.linux import cgroups
-from tests.integration import leaks
+from tests.integration import harness, leaks
 from tests.integration.daemon import Daemon
+from tests.integration.image_fixtures import Images, running_images
+from tests.integration.odd_registry import OddRegistry, Opener, odd_registry
 from tests.integration.registry import Registry
 
 HERE = Path(__file__).parent
@@ -34,6 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.integration)
+
+
+def pytest_report_header() -> list[str]:
+    """Name what this machine cannot run: nothing is left out in silence."""
+    left_out = sorted(path.name for pattern in collect_ignore_glob for path in HERE.glob(pattern))
+    version = cgroups.manager().version
+    return [f"cgroup v{version}: not collected, for `hack/vm test`: {', '.join(left_out)}"]
 
 
 def pytest_terminal_summary(
@@ -131,3 +142,34 @@ def running_daemon(registry: Registry) -> Iterator[Daemon]:
         running.use_registry("registry.test", registry.address)
         running.start()
         yield running
+
+
+@pytest_asyncio.fixture
+async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
+    """A spawner of this test alone, with bundles, logs and cgroups for its containers."""
+    async with harness.runtime(tmp_path) as runtime:
+        yield runtime
+
+
+@pytest_asyncio.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Images]:
+    """An ImageService of this test alone."""
+    async with running_images(tmp_path) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def open_registry() -> AsyncIterator[Opener]:
+    """A maker of odd registries that end with the test."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(context: ssl.SSLContext | None = None) -> OddRegistry:
+            return await stack.enter_async_context(odd_registry(context))
+
+        yield start
+
+
+@pytest_asyncio.fixture
+async def odd(open_registry: Opener) -> OddRegistry:
+    """An odd registry of this test alone."""
+    return await open_registry()

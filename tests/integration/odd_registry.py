@@ -11,6 +11,7 @@ from aiohttp import web
 from tests.integration import images
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Opener = Callable[..., Awaitable["OddRegistry"]]
 
 
 class OddRegistry:

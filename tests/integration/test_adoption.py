@@ -7,23 +7,15 @@ import itertools
 import os
 import random
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from runtimeshim import exit_record
 from runtimeshim.client import Shim, ShimError, connect_shim
 from tests.integration import harness
 
 pytestmark = pytest.mark.integration
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 def shim_pid(shim: Shim) -> int:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from runtimeshim.client import CreateError, StartError
 from runtimeshim.linux import mounts
@@ -17,12 +15,6 @@ from runtimeshim.oci.seccomp_default import default_profile
 from tests.integration import bundles, harness
 
 pytestmark = pytest.mark.integration
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 async def sh(rt: harness.Runtime, script: str, **process: Any) -> str:

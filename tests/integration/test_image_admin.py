@@ -7,11 +7,9 @@ import json
 import os
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from aiohttp import web
 
 from api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
@@ -23,12 +21,6 @@ from tests.integration.odd_registry import odd_registry
 from tests.integration.registry import Registry
 
 pytestmark = pytest.mark.integration
-
-
-@pytest_asyncio.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Images]:
-    async with running_images(tmp_path) as running:
-        yield running
 
 
 def command(*words: str | Path) -> bytes:

@@ -6,25 +6,17 @@ import gzip
 import io
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 import zstandard
 
 from api.errors import CRIError, ImagePullError, InvalidArgumentError
 from tests.integration import images
-from tests.integration.image_fixtures import Images, running_images, tree
+from tests.integration.image_fixtures import Images, tree
 from tests.integration.registry import Registry
 
 pytestmark = pytest.mark.integration
-
-
-@pytest_asyncio.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Images]:
-    async with running_images(tmp_path) as running:
-        yield running
 
 
 def skopeo(source: str, target: str) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from api.cri import api_pb2 as cri
 from api.errors import FailedPreconditionError, ImagePullError
 from tests.integration import images
 from tests.integration.daemon import RPC_SECONDS, Daemon
-from tests.integration.image_fixtures import Images, running_images
+from tests.integration.image_fixtures import Images
 from tests.integration.pods import Pods, refused
 from tests.integration.registry import Registry
 
@@ -23,12 +22,6 @@ pytestmark = pytest.mark.integration
 EMPTY = "application/vnd.oci.empty.v1+json"
 TITLE = "org.opencontainers.image.title"
 FILES = {"model/weights.bin": b"w" * 100_000, "model/config.json": b"{}", "README": b"read me"}
-
-
-@pytest_asyncio.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Images]:
-    async with running_images(tmp_path) as running:
-        yield running
 
 
 def push(

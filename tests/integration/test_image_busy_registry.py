@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,34 +16,11 @@ from api.errors import ImagePullError
 from imageservice.transport import MAX_CONNECTIONS_PER_HOST
 from tests.integration import images
 from tests.integration.certificates import make_certificates, server_context
-from tests.integration.image_fixtures import Images, running_images
-from tests.integration.odd_registry import OddRegistry, answer, odd_registry, small_image
+from tests.integration.image_fixtures import Images
+from tests.integration.odd_registry import OddRegistry, Opener, answer, small_image
 from tests.integration.proxy import Proxy, proxy
 
 pytestmark = pytest.mark.integration
-
-Opener = Callable[..., Awaitable[OddRegistry]]
-
-
-@pytest_asyncio.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Images]:
-    async with running_images(tmp_path) as running:
-        yield running
-
-
-@pytest_asyncio.fixture
-async def open_registry() -> AsyncIterator[Opener]:
-    async with AsyncExitStack() as stack:
-
-        async def start(context: ssl.SSLContext | None = None) -> OddRegistry:
-            return await stack.enter_async_context(odd_registry(context))
-
-        yield start
-
-
-@pytest_asyncio.fixture
-async def odd(open_registry: Opener) -> OddRegistry:
-    return await open_registry()
 
 
 class Busy:

@@ -8,27 +8,20 @@ import re
 import shutil
 import stat
 import tarfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from api.errors import InternalError
 from imageservice.store import Image
 from imageservice.verify import Finding
 from tests.integration import images
-from tests.integration.image_fixtures import Images, running_images, tree
+from tests.integration.image_fixtures import Images, tree
 from tests.integration.images import entry
 from tests.integration.registry import Registry
 
 pytestmark = pytest.mark.integration
-
-
-@pytest_asyncio.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Images]:
-    async with running_images(tmp_path) as running:
-        yield running
 
 
 async def findings(service: Images, *names: str) -> list[Finding]:

@@ -6,17 +6,16 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from imageservice.store import Image
 from runtimeshim.linux import mounts
 from tests.integration import images
-from tests.integration.image_fixtures import Images, running_images, tree
+from tests.integration.image_fixtures import Images, tree
 from tests.integration.registry import Registry
 
 pytestmark = pytest.mark.integration
@@ -178,12 +177,6 @@ async def archive(service: Images, layout: Path, directory: Path, kind: str) -> 
 
 
 WAYS = ["oci gzip", "oci zstd", "oci none", "v2s2 gzip", "oci-archive", "docker-archive"]
-
-
-@pytest_asyncio.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Images]:
-    async with running_images(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from api.cri import api_pb2 as cri
 from api.errors import ImagePullError
 from tests.integration import images
 from tests.integration.certificates import make_certificates, server_context
-from tests.integration.image_fixtures import Images, running_images
+from tests.integration.image_fixtures import Images
 from tests.integration.registry import Registry
 from tests.integration.token_server import (
     PASSWORD,
@@ -36,12 +36,6 @@ PUSHED = {
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest_asyncio.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Images]:
-    async with running_images(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

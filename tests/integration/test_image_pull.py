@@ -5,25 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from api.cri import api_pb2 as cri
 from api.errors import ImagePullError, InvalidArgumentError, NotFoundError
 from tests.integration import images
-from tests.integration.image_fixtures import Images, running_images
+from tests.integration.image_fixtures import Images
 from tests.integration.registry import Registry
 
 pytestmark = pytest.mark.integration
-
-
-@pytest_asyncio.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Images]:
-    async with running_images(tmp_path) as running:
-        yield running
 
 
 def gets_of(registry: Registry, digest: str) -> int:

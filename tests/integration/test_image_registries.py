@@ -3,49 +3,20 @@
 from __future__ import annotations
 
 import base64
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from aiohttp import web
 
 from api.cri import api_pb2 as cri
 from api.errors import ImagePullError, NotFoundError
 from tests.integration import images
 from tests.integration.certificates import make_certificates, server_context
-from tests.integration.image_fixtures import Images, running_images
-from tests.integration.odd_registry import OddRegistry, answer, odd_registry, small_image
+from tests.integration.image_fixtures import Images
+from tests.integration.odd_registry import OddRegistry, Opener, answer, small_image
 from tests.integration.registry import Registry
 
 pytestmark = pytest.mark.integration
-
-Opener = Callable[..., Awaitable[OddRegistry]]
-
-
-@pytest_asyncio.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Images]:
-    async with running_images(tmp_path) as running:
-        yield running
-
-
-@pytest_asyncio.fixture
-async def open_registry() -> AsyncIterator[Opener]:
-    """Registries that end with the test."""
-    async with AsyncExitStack() as stack:
-
-        async def start(context: ssl.SSLContext | None = None) -> OddRegistry:
-            return await stack.enter_async_context(odd_registry(context))
-
-        yield start
-
-
-@pytest_asyncio.fixture
-async def odd(open_registry: Opener) -> OddRegistry:
-    return await open_registry()
-
 
 # -- mirrors ----------------------------------------------------------------------------------
 

@@ -28,12 +28,6 @@ SIZE = 3_000_000
 
 
 @pytest_asyncio.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Images]:
-    async with running_images(tmp_path) as running:
-        yield running
-
-
-@pytest_asyncio.fixture
 async def odd() -> AsyncIterator[OddRegistry]:
     async with odd_registry() as running:
         yield running

@@ -5,28 +5,20 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from api.errors import InvalidArgumentError
 from imageservice.snapshots import Usage
 from runtimeshim.client import Rootfs
 from runtimeshim.linux import mounts
 from tests.integration import images
-from tests.integration.image_fixtures import Images, running_images
+from tests.integration.image_fixtures import Images
 from tests.integration.images import entry
 from tests.integration.registry import Registry
 
 pytestmark = pytest.mark.integration
-
-
-@pytest_asyncio.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Images]:
-    async with running_images(tmp_path) as running:
-        yield running
 
 
 def mount(rootfs: Rootfs, target: Path) -> None:

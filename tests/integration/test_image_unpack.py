@@ -7,18 +7,17 @@ import os
 import stat
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from api.errors import ImagePullError
 from runtimeshim.client import WorkerError
 from runtimeshim.linux import mounts
 from tests.integration import images
-from tests.integration.image_fixtures import Images, running_images, tree
+from tests.integration.image_fixtures import Images, tree
 from tests.integration.images import entry
 from tests.integration.registry import Registry
 
@@ -26,12 +25,6 @@ pytestmark = pytest.mark.integration
 
 Member = tuple[tarfile.TarInfo, bytes]
 CAPABILITY = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0"  # cap_net_bind_service+ep
-
-
-@pytest_asyncio.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Images]:
-    async with running_images(tmp_path) as running:
-        yield running
 
 
 async def unpack(service: Images, directory: Path, *members: Member, **args: int) -> Path:

@@ -15,25 +15,18 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from runtimeshim.client import CreateError, Shim, ShimError
 from tests.integration import harness, test_oci_attacks, tiny_elf
 from tests.integration.oci_cli import CLI
 
 pytestmark = pytest.mark.integration
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 @pytest.fixture

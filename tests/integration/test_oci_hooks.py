@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from runtimeshim.client import CreateError, StartError
 from runtimeshim.oci.fields import HOOKS
@@ -18,12 +15,6 @@ from tests.integration import harness
 pytestmark = pytest.mark.integration
 
 INSIDE = ("startContainer",)
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 def hook(script: str, **more: Any) -> dict[str, Any]:

@@ -6,23 +6,15 @@ Collected on machines with that version only (conftest.py).
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from runtimeshim.client import CreateError
 from tests.integration import harness
 
 pytestmark = pytest.mark.integration
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 async def run(rt: harness.Runtime, spec: dict[str, Any]) -> str:

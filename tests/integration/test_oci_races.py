@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from runtimeshim.client import CreateError
 from tests.integration import harness
@@ -33,12 +32,6 @@ print(flush=True)
 while True:
     libc.renameat2(-100, b"target", -100, b"link", 2)
 """
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 @contextmanager

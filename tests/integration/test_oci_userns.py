@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from runtimeshim.client import CreateError
 from runtimeshim.linux import mounts, userns
@@ -19,12 +17,6 @@ pytestmark = pytest.mark.integration
 FIRST = 200000
 SIZE = 65536
 MAPPINGS = [{"containerID": 0, "hostID": FIRST, "size": SIZE}]
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 def in_user_namespace(spec: dict[str, Any], path: str | None = None) -> dict[str, Any]:

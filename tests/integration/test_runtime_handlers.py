@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from api.cri import api_pb2 as cri
 from runtimeshim import exit_record
@@ -26,12 +24,6 @@ pytestmark = pytest.mark.integration
 PATH = "/usr/sbin/runc"
 RUNC = OCIRuntime("runc", PATH)
 SLEEP = ["sleep", "1000"]
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 async def start(rt: harness.Runtime, args: list[str], **options: Any) -> Shim:

@@ -9,22 +9,14 @@ import re
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from runtimeshim.client import Shim, ShimError, Spawner, StartError, connect_shim, read_to_end
 from tests.integration import harness
 
 pytestmark = pytest.mark.integration
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 async def exec_output(shim: Shim, rt: harness.Runtime, script: str) -> tuple[int, bytes]:

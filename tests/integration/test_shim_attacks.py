@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from runtimeshim.client import CreateError, Shim, ShimError, ShimOptions, connect_shim
 from tests.integration import bundles, harness
@@ -17,12 +15,6 @@ pytestmark = pytest.mark.integration
 ROUNDS = 1000
 # What an allocator may come to hold without a leak; 1000 leaks of 100 bytes are more.
 SLACK_KIB = 96
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 # A log directory that the pod has mounted: what is in it, the container may exchange

@@ -8,11 +8,9 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from tests.integration import harness, leaks
 
@@ -25,12 +23,6 @@ STILL_SECONDS = 0.5
 
 # A page of an allocator here and there; a leak of 100 bytes a cycle would be 160 KB of 2,000.
 MAX_GROWTH_KB = 128
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 async def test_cycles_leave_no_process_mount_cgroup_fd_or_file_and_no_memory(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from runtimeshim.client import Exec, Shim, read_to_end
 from runtimeshim.linux import cgroups
@@ -18,12 +16,6 @@ from tests.integration import harness, leaks
 pytestmark = pytest.mark.integration
 
 SLEEP = ["sleep", "1000"]
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 async def start(rt: harness.Runtime, shim: Shim, args: list[str]) -> Exec:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from runtimeshim.client import ProgramTimeoutError, Spawner, SpawnerError, WorkerError, launch
 from tests.integration import harness
@@ -25,12 +23,6 @@ def _tests_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     root = str(Path(__file__).parents[2])
     entry = f"import sys; sys.path.append({root!r}); from runtimeshim.spawner import main; main()"
     monkeypatch.setattr(launch, "ENTRY", ["-I", "-c", entry])
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 async def test_a_program_gets_its_input_and_gives_its_output(rt: harness.Runtime) -> None:

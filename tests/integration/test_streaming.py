@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,12 +19,6 @@ from tests.integration import harness
 ALL = Wanted(stdin=True)
 OUTPUT = Wanted(stdin=False)
 MUCH = os.urandom(8 << 20)
-
-
-@pytest_asyncio.fixture
-async def rt(tmp_path: Path) -> AsyncIterator[harness.Runtime]:
-    async with harness.runtime(tmp_path) as runtime:
-        yield runtime
 
 
 @pytest_asyncio.fixture
