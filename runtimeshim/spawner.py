@@ -30,7 +30,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from runtimeshim import wire
@@ -446,17 +446,23 @@ def run_worker(worker: Worker, args: dict[str, Any], fds: list[int]) -> None:
     """Run one job and send its answer, or its exception, on the first fd."""
     channel = socket.socket(fileno=fds[0])
     syscalls.set_process_name("criserver-work")
+    answer: wire.Message
+    result_fds: Sequence[int] = ()
     try:
         result, result_fds = worker(args, fds[1:])
+        answer = {"result": result}
     except Exception as err:  # noqa: BLE001 - it is carried to the caller, whatever it is
-        error = {
-            "kind": type(err).__name__,
-            "message": str(err),
-            "errno": err.errno if isinstance(err, OSError) else None,
+        answer = {
+            "error": {
+                "kind": type(err).__name__,
+                "message": str(err),
+                "errno": err.errno if isinstance(err, OSError) else None,
+            }
         }
-        wire.send(channel, {"error": error})
-    else:
-        wire.send(channel, {"result": result}, result_fds)
+    try:
+        wire.send(channel, answer, result_fds)
+    except ConnectionError:  # the daemon was killed: its successor looks at what has been done
+        pass
 
 
 def spawn_program(argv: list[str], env: dict[str, str], fds: list[int]) -> int:

@@ -70,7 +70,10 @@ def _create(message: wire.Message, client: int, kept: socket.socket, creator: Cr
         task = creator.create(message)
     except StageError as err:
         failure = {"error": err.message, "stage": err.stage, "kind": err.kind}
-        wire.send(channel, {"id": request[0]["id"], **failure})
+        try:
+            wire.send(channel, {"id": request[0]["id"], **failure})
+        except ConnectionError:  # the daemon was killed: its successor finds nothing made
+            pass
         return
     supervised = supervisor.Supervisor(task, log, message, kept)
     supervised.keep()

@@ -177,7 +177,8 @@ class Output:
         for _ in range(READS_PER_TURN):
             if not self.open or self.clients.full or not self._read():
                 return
-        self._poller.again(self.fd, READ | EDGE)
+        if self.open:  # else the last read of this turn was the end
+            self._poller.again(self.fd, READ | EDGE)
 
     def _drain_piece(self, _: int) -> None:
         self._read()

@@ -143,8 +143,11 @@ class Supervisor:
         self._keeper.keep(self._task, self._stdio.rests(), self._kept_state())
 
     def answer_created(self, client: socket.socket, request: int) -> None:
-        """Tell the daemon that the container is there."""
-        wire.send(client, {"id": request, **self._describe()})
+        """Tell the daemon that the container is there; one that was killed finds it later."""
+        try:
+            wire.send(client, {"id": request, **self._describe()})
+        except ConnectionError:  # the loop sees the end of the connection too
+            pass
 
     def _on_connect(self, listener: socket.socket) -> None:
         client, _ = listener.accept()

@@ -23,7 +23,7 @@ from pathlib import Path
 import grpc
 
 from api.cri import api_pb2, api_pb2_grpc
-from tests.integration import leaks
+from tests.integration import harness, leaks
 
 PROGRAM = Path(sys.executable).with_name("criserver")
 PLUGINS = Path("/usr/lib/cni")
@@ -265,6 +265,7 @@ class Daemon:
             self._end_spawner,
             self._remove_network,
             self._unmount,
+            self._no_crash,
             self._delete,
         ):
             try:
@@ -317,6 +318,9 @@ class Daemon:
         for target in reversed(left):
             subprocess.run(["umount", "--lazy", target], check=True, timeout=RPC_SECONDS)
         assert not left, f"mounts outlived their pods: {left}"
+
+    def _no_crash(self) -> None:
+        harness.assert_no_crash(self.run_dir)
 
     def _delete(self) -> None:
         for directory in (self.run_dir, self.home):

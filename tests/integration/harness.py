@@ -76,6 +76,15 @@ async def runtime(directory: Path, workers: dict[str, str] | None = None) -> Asy
         await made.spawner.close()
         await until(lambda: not alive(made.spawner.pid))
         remove_cgroups(made.cgroup)
+    assert_no_crash(made.run_dir)
+
+
+def assert_no_crash(run_dir: Path) -> None:
+    """Assert that no shim or worker ended by an error of its own: adoption would conceal it."""
+    log = run_dir / "spawner.log"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    crashes = [line for line in lines if line.startswith("child ")]
+    assert not crashes, f"a child of the spawner crashed: {crashes}"
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -124,6 +124,7 @@ async def running_images(
         await spawner.retire()
         await spawner.close()
         await harness.until(lambda: not harness.alive(spawner.pid))
+        harness.assert_no_crash(run_dir)
 
 
 def tree(root: Path) -> dict[str, tuple[object, ...]]:
