@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -257,8 +258,10 @@ async def _serve(
 def _add_extension(server: grpc.aio.Server, runtime: Runtime) -> None:
     from api.extension import extension_pb2_grpc
     from criserver.extension import extension_servicer
+    from criserver.sandbox_port_forward import connect_to_pod
 
-    servicer = extension_servicer(runtime.find_shim, runtime.images)
+    connect = functools.partial(connect_to_pod, runtime)
+    servicer = extension_servicer(runtime.find_shim, runtime.images, connect)
     extension_pb2_grpc.add_ExtensionServicer_to_server(servicer, server)
 
 

@@ -1,4 +1,4 @@
-"""The server side of criserver.extension.v1: exec and attach for our own client.
+"""The server side of criserver.extension.v1: exec, attach and port-forward for our own client.
 
 The streams themselves are criserver.streaming's; here they become gRPC messages and back. What is
 raised are api.errors, which the server's interceptors turn into status codes.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ from api.extension import extension_pb2 as pb
 from criserver.bundle import read_spec
 from criserver.exec_process import exec_process
 from criserver.extension_images import Images, ImageServicer
+from criserver.streaming.fds import FdReader, FdWriter, duplicate
 from criserver.streaming.session import AttachSession, ExecSession, Session, Stream, Wanted
 from runtimeshim.client import Shim
 
@@ -28,20 +30,24 @@ MAX_SIGNAL = 64  # man 7 signal: SIGRTMAX
 # Raises NotFoundError, or FailedPreconditionError when it has ended.
 Lookup = Callable[[str], tuple[Shim, Path]]
 
+# Returns a connection to a TCP port of a pod's localhost; raises CRIError.
+Connect = Callable[[str, int], Awaitable[socket.socket]]
+
 Input: TypeAlias = pb.ExecInput | pb.AttachInput  # they differ in `start` alone
 
 
-def extension_servicer(lookup: Lookup, images: Images) -> ExtensionServicer:
+def extension_servicer(lookup: Lookup, images: Images, connect: Connect) -> ExtensionServicer:
     """Return the servicer to register on the CRI's socket, behind the same interceptors."""
-    return ExtensionServicer(lookup, images)
+    return ExtensionServicer(lookup, images, connect)
 
 
 class ExtensionServicer(ImageServicer):
-    """Exec and Attach, and what is inherited; extension.proto says what they promise."""
+    """Exec, Attach, PortForward and what is inherited; extension.proto says what they promise."""
 
-    def __init__(self, lookup: Lookup, images: Images) -> None:
+    def __init__(self, lookup: Lookup, images: Images, connect: Connect) -> None:
         super().__init__(images)
         self._lookup = lookup
+        self._connect = connect
 
     async def Exec(  # noqa: N802 - the name is the RPC's
         self,
@@ -78,6 +84,40 @@ class ExtensionServicer(ImageServicer):
             async for stream, data in _relay(session, request_iterator, resources):
                 yield pb.AttachOutput(**_chunk(stream, data))
             yield pb.AttachOutput(exit_code=await session.wait())
+
+    async def PortForward(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[pb.PortForwardInput],
+        context: grpc.aio.ServicerContext[pb.PortForwardInput, pb.PortForwardOutput],
+    ) -> AsyncIterator[pb.PortForwardOutput]:
+        """Connect to a TCP port of a pod, and relay what goes over it."""
+        start = (await _first(request_iterator)).start
+        sock = await self._connect(start.pod_sandbox_id, start.port)
+        with _until_rpc_ends(context) as resources:
+            writer = FdWriter(duplicate(sock.fileno()))
+            resources.callback(writer.close)
+            reader = FdReader(sock.detach())
+            resources.callback(reader.close)
+            yield pb.PortForwardOutput(started=pb.PortForwardStarted())
+            feeder = asyncio.create_task(_feed_port(writer, request_iterator))
+            resources.callback(feeder.cancel)
+            feeder.add_done_callback(lambda task: _close_if_failed(task, reader))
+            with contextlib.suppress(ConnectionError):  # a reset is the end of what the pod sends
+                while data := await reader.read():
+                    yield pb.PortForwardOutput(data=data)
+            if feeder.done() and not feeder.cancelled():
+                feeder.result()
+
+
+async def _feed_port(writer: FdWriter, requests: AsyncIterator[pb.PortForwardInput]) -> None:
+    """Send what the client sends; a pod that no longer reads ends that direction alone."""
+    with contextlib.suppress(ConnectionError):
+        async for message in requests:
+            kind = message.WhichOneof("input")
+            if kind != "data":
+                raise InvalidArgumentError(f"unexpected input {kind!r} in the stream")
+            await writer.write(message.data)
+        writer.shutdown()
 
 
 def _process(bundle: Path) -> dict[str, Any]:
@@ -125,9 +165,9 @@ async def _relay(
         feeder.result()
 
 
-def _close_if_failed(feeder: asyncio.Task[None], session: Session) -> None:
+def _close_if_failed(feeder: asyncio.Task[None], output: Session | FdReader) -> None:
     if not feeder.cancelled() and feeder.exception() is not None:
-        session.close()
+        output.close()
 
 
 async def _feed(session: Session, requests: AsyncIterator[Input]) -> None:

@@ -21,23 +21,30 @@ async def port_forward(
         raise InvalidArgumentError("pod_sandbox_id is missing")
     sandbox = _ready(runtime, request.pod_sandbox_id)
     for port in request.port:
-        if not 1 <= port <= MAX_PORT:
-            raise InvalidArgumentError(f"port {port} is not a TCP port (1 to {MAX_PORT})")
-        _check_tcp(sandbox, port)
+        _check(sandbox, port)
 
     async def connect(port: int) -> socket.socket:
-        current = _ready(runtime, sandbox.id)
-        _check_tcp(current, port)
-        try:
-            return await connect_localhost(runtime.spawner, _netns(current), port)
-        except (WorkerError, SpawnerError, TimeoutError) as err:
-            reason = str(err) or f"nothing for {WORKER_SECONDS:.0f} s"
-            raise InternalError(f"no socket in the pod's network namespace: {reason}") from err
-        except OSError as err:
-            raise FailedPreconditionError(err.strerror or str(err)) from err
+        return await connect_to_pod(runtime, sandbox.id, port)
 
     forward = Forward(f"port-forward to pod {sandbox.id}", tuple(request.port), connect)
     return cri.PortForwardResponse(url=runtime.streams.url("portforward", forward))
+
+
+async def connect_to_pod(runtime: Runtime, reference: str, port: int) -> socket.socket:
+    """Return a connection to a TCP port of a pod's localhost.
+
+    Raises NotFoundError, FailedPreconditionError when the pod is not ready or nobody listens,
+    InvalidArgumentError for what is no TCP port of it, InternalError.
+    """
+    sandbox = _ready(runtime, reference)
+    _check(sandbox, port)
+    try:
+        return await connect_localhost(runtime.spawner, _netns(sandbox), port)
+    except (WorkerError, SpawnerError, TimeoutError) as err:
+        reason = str(err) or f"nothing for {WORKER_SECONDS:.0f} s"
+        raise InternalError(f"no socket in the pod's network namespace: {reason}") from err
+    except OSError as err:
+        raise FailedPreconditionError(err.strerror or str(err)) from err
 
 
 def _ready(runtime: Runtime, reference: str) -> Sandbox:
@@ -56,8 +63,13 @@ def _netns(sandbox: Sandbox) -> str | None:
     return path
 
 
-def _check_tcp(sandbox: Sandbox, port: int) -> None:
-    """Refuse a port that the pod declares for UDP or SCTP. Raises InvalidArgumentError."""
+def _check(sandbox: Sandbox, port: int) -> None:
+    """Refuse what is no TCP port, or one that the pod declares for UDP or SCTP.
+
+    Raises InvalidArgumentError.
+    """
+    if not 1 <= port <= MAX_PORT:
+        raise InvalidArgumentError(f"port {port} is not a TCP port (1 to {MAX_PORT})")
     mappings = [m for m in sandbox.message.port_mappings if m.container_port == port]
     protocols = {mapping.protocol for mapping in mappings}
     if protocols and cri.TCP not in protocols:

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61pi/extension/extension.proto\x12\x16\x63riserver.extension.v1\"-\n\x0cTerminalSize\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"\x0c\n\nStdinClose\"\x87\x01\n\tExecStart\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x03(\t\x12\x10\n\x08terminal\x18\x03 \x01(\x08\x12\r\n\x05stdin\x18\x04 \x01(\x08\x12\x32\n\x04size\x18\x05 \x01(\x0b\x32$.criserver.extension.v1.TerminalSize\"\xde\x01\n\tExecInput\x12\x32\n\x05start\x18\x01 \x01(\x0b\x32!.criserver.extension.v1.ExecStartH\x00\x12\x0f\n\x05stdin\x18\x02 \x01(\x0cH\x00\x12\x39\n\x0bstdin_close\x18\x03 \x01(\x0b\x32\".criserver.extension.v1.StdinCloseH\x00\x12\x36\n\x06resize\x18\x04 \x01(\x0b\x32$.criserver.extension.v1.TerminalSizeH\x00\x12\x10\n\x06signal\x18\x05 \x01(\x05H\x00\x42\x07\n\x05input\"\r\n\x0b\x45xecStarted\"\x87\x01\n\nExecOutput\x12\x36\n\x07started\x18\x01 \x01(\x0b\x32#.criserver.extension.v1.ExecStartedH\x00\x12\x10\n\x06stdout\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x03 \x01(\x0cH\x00\x12\x13\n\texit_code\x18\x04 \x01(\x05H\x00\x42\x08\n\x06output\"f\n\x0b\x41ttachStart\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\r\n\x05stdin\x18\x02 \x01(\x08\x12\x32\n\x04size\x18\x03 \x01(\x0b\x32$.criserver.extension.v1.TerminalSize\"\xe2\x01\n\x0b\x41ttachInput\x12\x34\n\x05start\x18\x01 \x01(\x0b\x32#.criserver.extension.v1.AttachStartH\x00\x12\x0f\n\x05stdin\x18\x02 \x01(\x0cH\x00\x12\x39\n\x0bstdin_close\x18\x03 \x01(\x0b\x32\".criserver.extension.v1.StdinCloseH\x00\x12\x36\n\x06resize\x18\x04 \x01(\x0b\x32$.criserver.extension.v1.TerminalSizeH\x00\x12\x10\n\x06signal\x18\x05 \x01(\x05H\x00\x42\x07\n\x05input\"!\n\rAttachStarted\x12\x10\n\x08terminal\x18\x01 \x01(\x08\"\x8b\x01\n\x0c\x41ttachOutput\x12\x38\n\x07started\x18\x01 \x01(\x0b\x32%.criserver.extension.v1.AttachStartedH\x00\x12\x10\n\x06stdout\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x03 \x01(\x0cH\x00\x12\x13\n\texit_code\x18\x04 \x01(\x05H\x00\x42\x08\n\x06output\"\"\n\x12ImportImageRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"$\n\x13ImportImageResponse\x12\r\n\x05names\x18\x01 \x03(\t\"%\n\x13\x45xportImagesRequest\x12\x0e\n\x06images\x18\x01 \x03(\t\"$\n\x14\x45xportImagesResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"$\n\x13InspectImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\"$\n\x14InspectImageResponse\x12\x0c\n\x04json\x18\x01 \x01(\t\"%\n\x13VerifyImagesRequest\x12\x0e\n\x06images\x18\x01 \x03(\t\"a\n\x14VerifyImagesResponse\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x03(\t\x12\x0f\n\x07\x64\x61mages\x18\x04 \x03(\t\x12\x0c\n\x04note\x18\x05 \x01(\t\"&\n\x14\x43ollectImagesRequest\x12\x0e\n\x06unused\x18\x01 \x01(\x08\"[\n\x15\x43ollectImagesResponse\x12\x0e\n\x06images\x18\x01 \x03(\t\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\r\n\x05\x62lobs\x18\x03 \x01(\r\x12\x13\n\x0b\x66reed_bytes\x18\x04 \x01(\x04\"2\n\x11MountImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"&\n\x12MountImageResponse\x12\x10\n\x08image_id\x18\x01 \x01(\t\"%\n\x13UnmountImageRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\"\x16\n\x14UnmountImageResponse\"\"\n\x11WatchPullsRequest\x12\r\n\x05image\x18\x01 \x01(\t\"A\n\x12WatchPullsResponse\x12+\n\x05pulls\x18\x01 \x03(\x0b\x32\x1c.criserver.extension.v1.Pull\"n\n\x04Pull\x12\r\n\x05image\x18\x01 \x01(\t\x12\x12\n\nstarted_at\x18\x02 \x01(\x03\x12\x10\n\x08resolved\x18\x03 \x01(\x08\x12\x31\n\x06layers\x18\x04 \x03(\x0b\x32!.criserver.extension.v1.PullLayer\"q\n\tPullLayer\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0f\n\x07\x66\x65tched\x18\x03 \x01(\x03\x12\x35\n\x05state\x18\x04 \x01(\x0e\x32&.criserver.extension.v1.PullLayerState*\x87\x01\n\x0ePullLayerState\x12\x16\n\x12PULL_LAYER_WAITING\x10\x00\x12\x17\n\x13PULL_LAYER_FETCHING\x10\x01\x12\x18\n\x14PULL_LAYER_UNPACKING\x10\x02\x12\x13\n\x0fPULL_LAYER_DONE\x10\x03\x12\x15\n\x11PULL_LAYER_EXISTS\x10\x04\x32\x89\x08\n\tExtension\x12Q\n\x04\x45xec\x12!.criserver.extension.v1.ExecInput\x1a\".criserver.extension.v1.ExecOutput(\x01\x30\x01\x12W\n\x06\x41ttach\x12#.criserver.extension.v1.AttachInput\x1a$.criserver.extension.v1.AttachOutput(\x01\x30\x01\x12\x66\n\x0bImportImage\x12*.criserver.extension.v1.ImportImageRequest\x1a+.criserver.extension.v1.ImportImageResponse\x12k\n\x0c\x45xportImages\x12+.criserver.extension.v1.ExportImagesRequest\x1a,.criserver.extension.v1.ExportImagesResponse0\x01\x12i\n\x0cInspectImage\x12+.criserver.extension.v1.InspectImageRequest\x1a,.criserver.extension.v1.InspectImageResponse\x12k\n\x0cVerifyImages\x12+.criserver.extension.v1.VerifyImagesRequest\x1a,.criserver.extension.v1.VerifyImagesResponse0\x01\x12l\n\rCollectImages\x12,.criserver.extension.v1.CollectImagesRequest\x1a-.criserver.extension.v1.CollectImagesResponse\x12\x63\n\nMountImage\x12).criserver.extension.v1.MountImageRequest\x1a*.criserver.extension.v1.MountImageResponse\x12i\n\x0cUnmountImage\x12+.criserver.extension.v1.UnmountImageRequest\x1a,.criserver.extension.v1.UnmountImageResponse\x12\x65\n\nWatchPulls\x12).criserver.extension.v1.WatchPullsRequest\x1a*.criserver.extension.v1.WatchPullsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61pi/extension/extension.proto\x12\x16\x63riserver.extension.v1\"-\n\x0cTerminalSize\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"\x0c\n\nStdinClose\"\x87\x01\n\tExecStart\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x03(\t\x12\x10\n\x08terminal\x18\x03 \x01(\x08\x12\r\n\x05stdin\x18\x04 \x01(\x08\x12\x32\n\x04size\x18\x05 \x01(\x0b\x32$.criserver.extension.v1.TerminalSize\"\xde\x01\n\tExecInput\x12\x32\n\x05start\x18\x01 \x01(\x0b\x32!.criserver.extension.v1.ExecStartH\x00\x12\x0f\n\x05stdin\x18\x02 \x01(\x0cH\x00\x12\x39\n\x0bstdin_close\x18\x03 \x01(\x0b\x32\".criserver.extension.v1.StdinCloseH\x00\x12\x36\n\x06resize\x18\x04 \x01(\x0b\x32$.criserver.extension.v1.TerminalSizeH\x00\x12\x10\n\x06signal\x18\x05 \x01(\x05H\x00\x42\x07\n\x05input\"\r\n\x0b\x45xecStarted\"\x87\x01\n\nExecOutput\x12\x36\n\x07started\x18\x01 \x01(\x0b\x32#.criserver.extension.v1.ExecStartedH\x00\x12\x10\n\x06stdout\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x03 \x01(\x0cH\x00\x12\x13\n\texit_code\x18\x04 \x01(\x05H\x00\x42\x08\n\x06output\"f\n\x0b\x41ttachStart\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\r\n\x05stdin\x18\x02 \x01(\x08\x12\x32\n\x04size\x18\x03 \x01(\x0b\x32$.criserver.extension.v1.TerminalSize\"\xe2\x01\n\x0b\x41ttachInput\x12\x34\n\x05start\x18\x01 \x01(\x0b\x32#.criserver.extension.v1.AttachStartH\x00\x12\x0f\n\x05stdin\x18\x02 \x01(\x0cH\x00\x12\x39\n\x0bstdin_close\x18\x03 \x01(\x0b\x32\".criserver.extension.v1.StdinCloseH\x00\x12\x36\n\x06resize\x18\x04 \x01(\x0b\x32$.criserver.extension.v1.TerminalSizeH\x00\x12\x10\n\x06signal\x18\x05 \x01(\x05H\x00\x42\x07\n\x05input\"!\n\rAttachStarted\x12\x10\n\x08terminal\x18\x01 \x01(\x08\"\x8b\x01\n\x0c\x41ttachOutput\x12\x38\n\x07started\x18\x01 \x01(\x0b\x32%.criserver.extension.v1.AttachStartedH\x00\x12\x10\n\x06stdout\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x03 \x01(\x0cH\x00\x12\x13\n\texit_code\x18\x04 \x01(\x05H\x00\x42\x08\n\x06output\"8\n\x10PortForwardStart\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"f\n\x10PortForwardInput\x12\x39\n\x05start\x18\x01 \x01(\x0b\x32(.criserver.extension.v1.PortForwardStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05input\"\x14\n\x12PortForwardStarted\"l\n\x11PortForwardOutput\x12=\n\x07started\x18\x01 \x01(\x0b\x32*.criserver.extension.v1.PortForwardStartedH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x08\n\x06output\"\"\n\x12ImportImageRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"$\n\x13ImportImageResponse\x12\r\n\x05names\x18\x01 \x03(\t\"%\n\x13\x45xportImagesRequest\x12\x0e\n\x06images\x18\x01 \x03(\t\"$\n\x14\x45xportImagesResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"$\n\x13InspectImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\"$\n\x14InspectImageResponse\x12\x0c\n\x04json\x18\x01 \x01(\t\"%\n\x13VerifyImagesRequest\x12\x0e\n\x06images\x18\x01 \x03(\t\"a\n\x14VerifyImagesResponse\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x03(\t\x12\x0f\n\x07\x64\x61mages\x18\x04 \x03(\t\x12\x0c\n\x04note\x18\x05 \x01(\t\"&\n\x14\x43ollectImagesRequest\x12\x0e\n\x06unused\x18\x01 \x01(\x08\"[\n\x15\x43ollectImagesResponse\x12\x0e\n\x06images\x18\x01 \x03(\t\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\r\n\x05\x62lobs\x18\x03 \x01(\r\x12\x13\n\x0b\x66reed_bytes\x18\x04 \x01(\x04\"2\n\x11MountImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"&\n\x12MountImageResponse\x12\x10\n\x08image_id\x18\x01 \x01(\t\"%\n\x13UnmountImageRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\"\x16\n\x14UnmountImageResponse\"\"\n\x11WatchPullsRequest\x12\r\n\x05image\x18\x01 \x01(\t\"A\n\x12WatchPullsResponse\x12+\n\x05pulls\x18\x01 \x03(\x0b\x32\x1c.criserver.extension.v1.Pull\"n\n\x04Pull\x12\r\n\x05image\x18\x01 \x01(\t\x12\x12\n\nstarted_at\x18\x02 \x01(\x03\x12\x10\n\x08resolved\x18\x03 \x01(\x08\x12\x31\n\x06layers\x18\x04 \x03(\x0b\x32!.criserver.extension.v1.PullLayer\"q\n\tPullLayer\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0f\n\x07\x66\x65tched\x18\x03 \x01(\x03\x12\x35\n\x05state\x18\x04 \x01(\x0e\x32&.criserver.extension.v1.PullLayerState*\x87\x01\n\x0ePullLayerState\x12\x16\n\x12PULL_LAYER_WAITING\x10\x00\x12\x17\n\x13PULL_LAYER_FETCHING\x10\x01\x12\x18\n\x14PULL_LAYER_UNPACKING\x10\x02\x12\x13\n\x0fPULL_LAYER_DONE\x10\x03\x12\x15\n\x11PULL_LAYER_EXISTS\x10\x04\x32\xf1\x08\n\tExtension\x12Q\n\x04\x45xec\x12!.criserver.extension.v1.ExecInput\x1a\".criserver.extension.v1.ExecOutput(\x01\x30\x01\x12W\n\x06\x41ttach\x12#.criserver.extension.v1.AttachInput\x1a$.criserver.extension.v1.AttachOutput(\x01\x30\x01\x12\x66\n\x0bPortForward\x12(.criserver.extension.v1.PortForwardInput\x1a).criserver.extension.v1.PortForwardOutput(\x01\x30\x01\x12\x66\n\x0bImportImage\x12*.criserver.extension.v1.ImportImageRequest\x1a+.criserver.extension.v1.ImportImageResponse\x12k\n\x0c\x45xportImages\x12+.criserver.extension.v1.ExportImagesRequest\x1a,.criserver.extension.v1.ExportImagesResponse0\x01\x12i\n\x0cInspectImage\x12+.criserver.extension.v1.InspectImageRequest\x1a,.criserver.extension.v1.InspectImageResponse\x12k\n\x0cVerifyImages\x12+.criserver.extension.v1.VerifyImagesRequest\x1a,.criserver.extension.v1.VerifyImagesResponse0\x01\x12l\n\rCollectImages\x12,.criserver.extension.v1.CollectImagesRequest\x1a-.criserver.extension.v1.CollectImagesResponse\x12\x63\n\nMountImage\x12).criserver.extension.v1.MountImageRequest\x1a*.criserver.extension.v1.MountImageResponse\x12i\n\x0cUnmountImage\x12+.criserver.extension.v1.UnmountImageRequest\x1a,.criserver.extension.v1.UnmountImageResponse\x12\x65\n\nWatchPulls\x12).criserver.extension.v1.WatchPullsRequest\x1a*.criserver.extension.v1.WatchPullsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'api.extension.extension_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PULLLAYERSTATE']._serialized_start=2128
-  _globals['_PULLLAYERSTATE']._serialized_end=2263
+  _globals['_PULLLAYERSTATE']._serialized_start=2422
+  _globals['_PULLLAYERSTATE']._serialized_end=2557
   _globals['_TERMINALSIZE']._serialized_start=57
   _globals['_TERMINALSIZE']._serialized_end=102
   _globals['_STDINCLOSE']._serialized_start=104
@@ -53,42 +53,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHSTARTED']._serialized_end=1000
   _globals['_ATTACHOUTPUT']._serialized_start=1003
   _globals['_ATTACHOUTPUT']._serialized_end=1142
-  _globals['_IMPORTIMAGEREQUEST']._serialized_start=1144
-  _globals['_IMPORTIMAGEREQUEST']._serialized_end=1178
-  _globals['_IMPORTIMAGERESPONSE']._serialized_start=1180
-  _globals['_IMPORTIMAGERESPONSE']._serialized_end=1216
-  _globals['_EXPORTIMAGESREQUEST']._serialized_start=1218
-  _globals['_EXPORTIMAGESREQUEST']._serialized_end=1255
-  _globals['_EXPORTIMAGESRESPONSE']._serialized_start=1257
-  _globals['_EXPORTIMAGESRESPONSE']._serialized_end=1293
-  _globals['_INSPECTIMAGEREQUEST']._serialized_start=1295
-  _globals['_INSPECTIMAGEREQUEST']._serialized_end=1331
-  _globals['_INSPECTIMAGERESPONSE']._serialized_start=1333
-  _globals['_INSPECTIMAGERESPONSE']._serialized_end=1369
-  _globals['_VERIFYIMAGESREQUEST']._serialized_start=1371
-  _globals['_VERIFYIMAGESREQUEST']._serialized_end=1408
-  _globals['_VERIFYIMAGESRESPONSE']._serialized_start=1410
-  _globals['_VERIFYIMAGESRESPONSE']._serialized_end=1507
-  _globals['_COLLECTIMAGESREQUEST']._serialized_start=1509
-  _globals['_COLLECTIMAGESREQUEST']._serialized_end=1547
-  _globals['_COLLECTIMAGESRESPONSE']._serialized_start=1549
-  _globals['_COLLECTIMAGESRESPONSE']._serialized_end=1640
-  _globals['_MOUNTIMAGEREQUEST']._serialized_start=1642
-  _globals['_MOUNTIMAGEREQUEST']._serialized_end=1692
-  _globals['_MOUNTIMAGERESPONSE']._serialized_start=1694
-  _globals['_MOUNTIMAGERESPONSE']._serialized_end=1732
-  _globals['_UNMOUNTIMAGEREQUEST']._serialized_start=1734
-  _globals['_UNMOUNTIMAGEREQUEST']._serialized_end=1771
-  _globals['_UNMOUNTIMAGERESPONSE']._serialized_start=1773
-  _globals['_UNMOUNTIMAGERESPONSE']._serialized_end=1795
-  _globals['_WATCHPULLSREQUEST']._serialized_start=1797
-  _globals['_WATCHPULLSREQUEST']._serialized_end=1831
-  _globals['_WATCHPULLSRESPONSE']._serialized_start=1833
-  _globals['_WATCHPULLSRESPONSE']._serialized_end=1898
-  _globals['_PULL']._serialized_start=1900
-  _globals['_PULL']._serialized_end=2010
-  _globals['_PULLLAYER']._serialized_start=2012
-  _globals['_PULLLAYER']._serialized_end=2125
-  _globals['_EXTENSION']._serialized_start=2266
-  _globals['_EXTENSION']._serialized_end=3299
+  _globals['_PORTFORWARDSTART']._serialized_start=1144
+  _globals['_PORTFORWARDSTART']._serialized_end=1200
+  _globals['_PORTFORWARDINPUT']._serialized_start=1202
+  _globals['_PORTFORWARDINPUT']._serialized_end=1304
+  _globals['_PORTFORWARDSTARTED']._serialized_start=1306
+  _globals['_PORTFORWARDSTARTED']._serialized_end=1326
+  _globals['_PORTFORWARDOUTPUT']._serialized_start=1328
+  _globals['_PORTFORWARDOUTPUT']._serialized_end=1436
+  _globals['_IMPORTIMAGEREQUEST']._serialized_start=1438
+  _globals['_IMPORTIMAGEREQUEST']._serialized_end=1472
+  _globals['_IMPORTIMAGERESPONSE']._serialized_start=1474
+  _globals['_IMPORTIMAGERESPONSE']._serialized_end=1510
+  _globals['_EXPORTIMAGESREQUEST']._serialized_start=1512
+  _globals['_EXPORTIMAGESREQUEST']._serialized_end=1549
+  _globals['_EXPORTIMAGESRESPONSE']._serialized_start=1551
+  _globals['_EXPORTIMAGESRESPONSE']._serialized_end=1587
+  _globals['_INSPECTIMAGEREQUEST']._serialized_start=1589
+  _globals['_INSPECTIMAGEREQUEST']._serialized_end=1625
+  _globals['_INSPECTIMAGERESPONSE']._serialized_start=1627
+  _globals['_INSPECTIMAGERESPONSE']._serialized_end=1663
+  _globals['_VERIFYIMAGESREQUEST']._serialized_start=1665
+  _globals['_VERIFYIMAGESREQUEST']._serialized_end=1702
+  _globals['_VERIFYIMAGESRESPONSE']._serialized_start=1704
+  _globals['_VERIFYIMAGESRESPONSE']._serialized_end=1801
+  _globals['_COLLECTIMAGESREQUEST']._serialized_start=1803
+  _globals['_COLLECTIMAGESREQUEST']._serialized_end=1841
+  _globals['_COLLECTIMAGESRESPONSE']._serialized_start=1843
+  _globals['_COLLECTIMAGESRESPONSE']._serialized_end=1934
+  _globals['_MOUNTIMAGEREQUEST']._serialized_start=1936
+  _globals['_MOUNTIMAGEREQUEST']._serialized_end=1986
+  _globals['_MOUNTIMAGERESPONSE']._serialized_start=1988
+  _globals['_MOUNTIMAGERESPONSE']._serialized_end=2026
+  _globals['_UNMOUNTIMAGEREQUEST']._serialized_start=2028
+  _globals['_UNMOUNTIMAGEREQUEST']._serialized_end=2065
+  _globals['_UNMOUNTIMAGERESPONSE']._serialized_start=2067
+  _globals['_UNMOUNTIMAGERESPONSE']._serialized_end=2089
+  _globals['_WATCHPULLSREQUEST']._serialized_start=2091
+  _globals['_WATCHPULLSREQUEST']._serialized_end=2125
+  _globals['_WATCHPULLSRESPONSE']._serialized_start=2127
+  _globals['_WATCHPULLSRESPONSE']._serialized_end=2192
+  _globals['_PULL']._serialized_start=2194
+  _globals['_PULL']._serialized_end=2304
+  _globals['_PULLLAYER']._serialized_start=2306
+  _globals['_PULLLAYER']._serialized_end=2419
+  _globals['_EXTENSION']._serialized_start=2560
+  _globals['_EXTENSION']._serialized_end=3697
 # @@protoc_insertion_point(module_scope)

@@ -118,6 +118,34 @@ class AttachOutput(_message.Message):
     exit_code: int
     def __init__(self, started: _Optional[_Union[AttachStarted, _Mapping]] = ..., stdout: _Optional[bytes] = ..., stderr: _Optional[bytes] = ..., exit_code: _Optional[int] = ...) -> None: ...
 
+class PortForwardStart(_message.Message):
+    __slots__ = ("pod_sandbox_id", "port")
+    POD_SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    pod_sandbox_id: str
+    port: int
+    def __init__(self, pod_sandbox_id: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
+
+class PortForwardInput(_message.Message):
+    __slots__ = ("start", "data")
+    START_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    start: PortForwardStart
+    data: bytes
+    def __init__(self, start: _Optional[_Union[PortForwardStart, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PortForwardStarted(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PortForwardOutput(_message.Message):
+    __slots__ = ("started", "data")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    started: PortForwardStarted
+    data: bytes
+    def __init__(self, started: _Optional[_Union[PortForwardStarted, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
 class ImportImageRequest(_message.Message):
     __slots__ = ("path",)
     PATH_FIELD_NUMBER: _ClassVar[int]

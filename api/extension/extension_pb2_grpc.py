@@ -44,6 +44,11 @@ class ExtensionStub:
                 request_serializer=api_dot_extension_dot_extension__pb2.AttachInput.SerializeToString,
                 response_deserializer=api_dot_extension_dot_extension__pb2.AttachOutput.FromString,
                 _registered_method=True)
+        self.PortForward = channel.stream_stream(
+                '/criserver.extension.v1.Extension/PortForward',
+                request_serializer=api_dot_extension_dot_extension__pb2.PortForwardInput.SerializeToString,
+                response_deserializer=api_dot_extension_dot_extension__pb2.PortForwardOutput.FromString,
+                _registered_method=True)
         self.ImportImage = channel.unary_unary(
                 '/criserver.extension.v1.Extension/ImportImage',
                 request_serializer=api_dot_extension_dot_extension__pb2.ImportImageRequest.SerializeToString,
@@ -118,6 +123,20 @@ class ExtensionServicer:
 
         NOT_FOUND: no such container. FAILED_PRECONDITION: it has exited, or input was asked for and
         the container has no stdin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PortForward(self, request_iterator, context):
+        """Connects to a TCP port of a pod's localhost and relays that one connection.
+
+        The first message is `start`, and only the first; `started` comes when the connection is made.
+        The end of the request stream is the end of what the client sends. When the pod has sent its
+        last byte, the call ends.
+
+        NOT_FOUND: no such pod. FAILED_PRECONDITION: it is not ready, or nobody listens at the port.
+        INVALID_ARGUMENT: no TCP port, or one that the pod declares for UDP or SCTP.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +220,11 @@ def add_ExtensionServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=api_dot_extension_dot_extension__pb2.AttachInput.FromString,
                     response_serializer=api_dot_extension_dot_extension__pb2.AttachOutput.SerializeToString,
+            ),
+            'PortForward': grpc.stream_stream_rpc_method_handler(
+                    servicer.PortForward,
+                    request_deserializer=api_dot_extension_dot_extension__pb2.PortForwardInput.FromString,
+                    response_serializer=api_dot_extension_dot_extension__pb2.PortForwardOutput.SerializeToString,
             ),
             'ImportImage': grpc.unary_unary_rpc_method_handler(
                     servicer.ImportImage,
@@ -297,6 +321,33 @@ class Extension:
             '/criserver.extension.v1.Extension/Attach',
             api_dot_extension_dot_extension__pb2.AttachInput.SerializeToString,
             api_dot_extension_dot_extension__pb2.AttachOutput.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PortForward(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/criserver.extension.v1.Extension/PortForward',
+            api_dot_extension_dot_extension__pb2.PortForwardInput.SerializeToString,
+            api_dot_extension_dot_extension__pb2.PortForwardOutput.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,6 +15,7 @@ class ExtensionStub:
     def __new__(cls, channel: grpc.aio.Channel) -> ExtensionAsyncStub: ...  # type: ignore[misc]
     Exec: grpc.StreamStreamMultiCallable[extension_pb2.ExecInput, extension_pb2.ExecOutput]
     Attach: grpc.StreamStreamMultiCallable[extension_pb2.AttachInput, extension_pb2.AttachOutput]
+    PortForward: grpc.StreamStreamMultiCallable[extension_pb2.PortForwardInput, extension_pb2.PortForwardOutput]
     ImportImage: grpc.UnaryUnaryMultiCallable[extension_pb2.ImportImageRequest, extension_pb2.ImportImageResponse]
     ExportImages: grpc.UnaryStreamMultiCallable[extension_pb2.ExportImagesRequest, extension_pb2.ExportImagesResponse]
     InspectImage: grpc.UnaryUnaryMultiCallable[extension_pb2.InspectImageRequest, extension_pb2.InspectImageResponse]
@@ -28,6 +29,7 @@ class ExtensionStub:
 class ExtensionAsyncStub:
     Exec: grpc.aio.StreamStreamMultiCallable[extension_pb2.ExecInput, extension_pb2.ExecOutput]
     Attach: grpc.aio.StreamStreamMultiCallable[extension_pb2.AttachInput, extension_pb2.AttachOutput]
+    PortForward: grpc.aio.StreamStreamMultiCallable[extension_pb2.PortForwardInput, extension_pb2.PortForwardOutput]
     ImportImage: grpc.aio.UnaryUnaryMultiCallable[extension_pb2.ImportImageRequest, extension_pb2.ImportImageResponse]
     ExportImages: grpc.aio.UnaryStreamMultiCallable[extension_pb2.ExportImagesRequest, extension_pb2.ExportImagesResponse]
     InspectImage: grpc.aio.UnaryUnaryMultiCallable[extension_pb2.InspectImageRequest, extension_pb2.InspectImageResponse]
@@ -48,6 +50,11 @@ class ExtensionServicer:
         request_iterator: AsyncIterator[extension_pb2.AttachInput],
         context: grpc.aio.ServicerContext[extension_pb2.AttachInput, extension_pb2.AttachOutput],
     ) -> AsyncIterator[extension_pb2.AttachOutput]: ...
+    def PortForward(
+        self,
+        request_iterator: AsyncIterator[extension_pb2.PortForwardInput],
+        context: grpc.aio.ServicerContext[extension_pb2.PortForwardInput, extension_pb2.PortForwardOutput],
+    ) -> AsyncIterator[extension_pb2.PortForwardOutput]: ...
     async def ImportImage(
         self,
         request: extension_pb2.ImportImageRequest,

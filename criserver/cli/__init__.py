@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
+from typing import Any, NoReturn
 
 from criserver.cli.errors import RUNTIME_FAILURE, USAGE, CommandError
 
@@ -37,8 +39,16 @@ CONTAINERS, IMAGES, DAEMON = "containers", "images", "the daemon"
 VERBS = {
     "run": Verb("run a command in a new container", CONTAINERS, RUNTIME_FAILURE),
     "exec": Verb("run a command in a running container", CONTAINERS, RUNTIME_FAILURE),
+    "attach": Verb("join the streams of a container", CONTAINERS, RUNTIME_FAILURE),
     "ps": Verb("list containers", CONTAINERS),
+    "pods": Verb("list pods", CONTAINERS),
+    "inspect": Verb("print all that is known of containers and pods", CONTAINERS),
     "logs": Verb("print what a container has written", CONTAINERS),
+    "stats": Verb("show what containers use, live", CONTAINERS),
+    "top": Verb("list the processes of a container", CONTAINERS),
+    "events": Verb("print what happens to containers and pods", CONTAINERS),
+    "cp": Verb("copy files from or to a container", CONTAINERS),
+    "port-forward": Verb("forward ports of this machine to a pod", CONTAINERS),
     "stop": Verb("stop containers", CONTAINERS),
     "rm": Verb("remove containers, with the pods that `run` made for them", CONTAINERS),
     "images": Verb("list images", IMAGES),
@@ -49,6 +59,7 @@ VERBS = {
     "config": Verb("print or check the daemon's configuration", DAEMON),
     "network": Verb("reset the built-in network", DAEMON),
     "info": Verb("show the state of the runtime", DAEMON),
+    "completion": Verb("print a script that completes commands in a shell", DAEMON),
     "version": Verb("show the versions of client and runtime", DAEMON),
 }
 
@@ -81,14 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_verb(name: str, arguments: Sequence[str], endpoint: str) -> int:
-    module = import_module(f"criserver.cli.verbs.{name}")
-    parser = _VerbParser(
-        prog=f"criserver {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.usage_exit_code = VERBS[name].usage_exit_code
-    module.add_arguments(parser)
+    module = verb_module(name)
+    parser = verb_parser(name)
     options = parser.parse_args(arguments, argparse.Namespace(endpoint=endpoint))
     run: Callable[[argparse.Namespace], int] = module.run
     try:
@@ -104,12 +109,54 @@ def _run_verb(name: str, arguments: Sequence[str], endpoint: str) -> int:
         return BROKEN_PIPE
 
 
-class _VerbParser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the arguments, and where to read on."""
+def verb_parser(name: str) -> VerbParser:
+    """Return what parses the arguments of a client's verb."""
+    module = verb_module(name)
+    parser = VerbParser(
+        prog=f"criserver {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.usage_exit_code = VERBS[name].usage_exit_code
+    module.add_arguments(parser)
+    return parser
+
+
+def verb_module(name: str) -> ModuleType:
+    """Return the module of a client's verb."""
+    return import_module(f"criserver.cli.verbs.{name.replace('-', '_')}")
+
+
+class VerbParser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments, and where to read on.
+
+    It also remembers what was declared, for completion.
+    """
 
     usage_exit_code = USAGE
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def __init__(self, **settings: Any) -> None:
+        self.flags: set[str] = set()
+        self.metavars: set[str] = set()  # of positional arguments
+        self.actions: dict[str, VerbParser] = {}  # the verb's own verbs
+        super().__init__(**settings)
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        """Declare an argument."""
+        action = super().add_argument(*names, **settings)
+        self.flags.update(action.option_strings)
+        if not action.option_strings and isinstance(action.metavar, str):
+            self.metavars.add(action.metavar)
+        return action
+
+    def add_subparsers(self, **settings: Any) -> Any:
+        """Declare verbs of the verb."""
+        declared = super().add_subparsers(**settings)
+        self.actions = declared.choices
+        return declared
+
+    def error(self, message: str) -> NoReturn:
+        """End with the usage error's exit code."""
         self.exit(self.usage_exit_code, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
@@ -137,7 +184,7 @@ def _verbs_help() -> str:
     for group in (CONTAINERS, IMAGES, DAEMON):
         lines.append(f"commands for {group}:")
         lines += [
-            f"  {name:<10} {verb.help}" for name, verb in VERBS.items() if verb.group == group
+            f"  {name:<12} {verb.help}" for name, verb in VERBS.items() if verb.group == group
         ]
         lines.append("")
     lines.append("`criserver COMMAND --help` explains one. A first container:")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 # gRPC core prints its own view of a failed connection; ours is in the error.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -16,6 +17,8 @@ import grpc
 from api.cri import api_pb2_grpc
 from api.extension import extension_pb2_grpc
 from criserver.cli.errors import FAILURE, CommandError
+
+Answer = TypeVar("Answer")
 
 # What the runtime may answer with (cri-api: the kubelet's limit).
 MAX_MESSAGE = 16 * 1024 * 1024
@@ -55,6 +58,16 @@ class Client:
         except grpc.RpcError as err:
             message = f"cannot {what}: {self.explain(err)}"
             raise CommandError(message, exit_code) from err
+
+    def unless_gone(self, what: str, call: Callable[[], Answer]) -> Answer | None:
+        """Return the call's answer; None for what has been removed since it was listed."""
+        with self.doing(what):
+            try:
+                return call()
+            except grpc.RpcError as err:
+                if err.code() is grpc.StatusCode.NOT_FOUND:
+                    return None
+                raise
 
     def explain(self, error: grpc.RpcError) -> str:
         """Return why a call failed and, where the user can do something, what."""

@@ -1,15 +1,18 @@
-"""Finding the containers that a person names, and taking away what `run` made."""
+"""Finding the containers and pods that a person names, and taking away what `run` made."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from api.cri import api_pb2 as cri
 from criserver.cli.client import Client
 from criserver.cli.errors import FAILURE, CommandError
+
+Named = TypeVar("Named", cri.Container, cri.PodSandbox)
 
 # On the pods and containers that `run` made: each pod is its container's, and goes with it.
 MADE_BY_RUN = "io.criserver.cli.run"
@@ -24,19 +27,46 @@ def find_container(client: Client, reference: str) -> cri.Container:
 
     Raises CommandError when there is none or more than one.
     """
+    found = search_container(client, reference)
+    if found is None:
+        raise CommandError(f"no container {reference!r}: `criserver ps -a` lists them")
+    return found
+
+
+def search_container(client: Client, reference: str) -> cri.Container | None:
+    """Return the container, or None. Raises CommandError when there is more than one."""
     with client.doing("list containers"):
         containers = client.runtime.ListContainers(cri.ListContainersRequest()).containers
+    return _search(containers, reference)
+
+
+def find_pod(client: Client, reference: str) -> cri.PodSandbox:
+    """Return the pod of this id, name or unique beginning of an id.
+
+    Raises CommandError when there is none or more than one.
+    """
+    with client.doing("list pods"):
+        pods = client.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items
+    found = _search(pods, reference)
+    if found is None:
+        raise CommandError(f"no pod {reference!r}: `criserver pods` lists them")
+    return found
+
+
+def _search(those: Iterable[Named], reference: str) -> Named | None:
+    """Return the one that is meant: the whole id counts before a name, and that before a part."""
+    listed = list(those)
     for matches in (
-        [c for c in containers if c.id == reference],
-        [c for c in containers if c.metadata.name == reference],
-        [c for c in containers if reference and c.id.startswith(reference)],
+        [each for each in listed if each.id == reference],
+        [each for each in listed if each.metadata.name == reference],
+        [each for each in listed if reference and each.id.startswith(reference)],
     ):
         if len(matches) == 1:
             return matches[0]
         if matches:
-            ids = ", ".join(container.id for container in matches)
+            ids = ", ".join(each.id for each in matches)
             raise CommandError(f"{reference!r} is not unique: use one of the ids {ids}")
-    raise CommandError(f"no container {reference!r}: `criserver ps -a` lists them")
+    return None
 
 
 def container_status(client: Client, container_id: str) -> cri.ContainerStatus:

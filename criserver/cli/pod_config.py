@@ -35,6 +35,7 @@ class RunOptions:
     command: Sequence[str] = ()
     entrypoint: str | None = None
     interactive: bool = False
+    detach: bool = False
     terminal: bool = False
     env: Sequence[str] = ()
     volumes: Sequence[str] = ()
@@ -85,7 +86,7 @@ def container_config(
         labels={MADE_BY_RUN: options.name},
         log_path=LOG_NAME,
         stdin=options.interactive,
-        stdin_once=options.interactive,
+        stdin_once=options.interactive and not options.detach,  # else who attaches comes and goes
         tty=options.terminal,
         linux=cri.LinuxContainerConfig(
             resources=_resources(options),

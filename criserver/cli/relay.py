@@ -11,7 +11,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Generic, TypeVar
 
@@ -41,8 +41,16 @@ Input = TypeVar("Input", pb.ExecInput, pb.AttachInput)
 Output = TypeVar("Output", pb.ExecOutput, pb.AttachOutput)
 
 
+# What leaves a container's terminal: ^P ^Q, as with docker and podman.
+DETACH_KEYS = b"\x10\x11"
+
+
 class GivenUpError(Exception):
     """The user has interrupted so often that the end is not waited for."""
+
+
+class DetachedError(Exception):
+    """The user has typed DETACH_KEYS."""
 
 
 def terminal_size() -> pb.TerminalSize:
@@ -97,28 +105,41 @@ def relay(
     start: Input,
     *,
     stdin: bool,
-    raw: bool,
+    raw: bool | None,
     started: Callable[[], None] = lambda: None,
 ) -> int:
     """Make the call and relay everything until the process's end; returns its exit code.
 
-    With raw, stdin is a terminal that is in raw mode meanwhile. started is called once the other
-    side is connected. Raises grpc.RpcError, GivenUpError, and what started raises.
+    With raw, stdin is a terminal that is in raw mode meanwhile; None means that it is so if both
+    stdin and the container's streams are a terminal, and that DETACH_KEYS end it. started is
+    called once the other side is connected. Raises grpc.RpcError, GivenUpError, DetachedError, and
+    what started raises.
     """
     requests = Requests(type(start), start)
+    detached = threading.Event()
     with contextlib.ExitStack() as stack:
         stack.callback(requests.end)
         responses = call(iter(requests))
         stack.callback(responses.cancel)
-        for output in responses:
+        for output in _until_detached(responses, detached):
             match output.WhichOneof("output"):
                 case "started":
                     started()
+                    keys = b""
+                    if raw is None:
+                        raw = stdin and _has_terminal(output) and os.isatty(terminal.STDIN)
+                        keys = DETACH_KEYS if raw else b""
                     stack.enter_context(_signals_to(requests, resize=raw))
                     if raw:
                         stack.enter_context(terminal.raw())
                     if stdin:
-                        threading.Thread(target=_read_stdin, args=(requests,), daemon=True).start()
+
+                        def detach() -> None:
+                            detached.set()
+                            responses.cancel()
+
+                        reading = (requests, keys, detach)
+                        threading.Thread(target=_read_stdin, args=reading, daemon=True).start()
                 case "stdout":
                     _write_all(1, output.stdout)
                 case "stderr":
@@ -126,6 +147,21 @@ def relay(
                 case "exit_code":
                     return output.exit_code
     raise CommandError("the stream ended without an exit code", RUNTIME_FAILURE)
+
+
+def _has_terminal(output: pb.ExecOutput | pb.AttachOutput) -> bool:
+    """Tell whether the container that was attached to has a terminal."""
+    return isinstance(output, pb.AttachOutput) and output.started.terminal
+
+
+def _until_detached(responses: Iterable[Output], detached: threading.Event) -> Iterator[Output]:
+    """Yield what comes; raises DetachedError once `detached` is set, which cancels the call."""
+    try:
+        yield from responses
+    except grpc.RpcError as err:
+        if detached.is_set():
+            raise DetachedError from err
+        raise
 
 
 @contextlib.contextmanager
@@ -151,9 +187,18 @@ def _signals_to(requests: Requests[Input], *, resize: bool) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _read_stdin(requests: Requests[Input]) -> None:
+def _read_stdin(requests: Requests[Input], keys: bytes, detach: Callable[[], None]) -> None:
+    """Send stdin until its end; with `keys`, until they are typed: then `detach` is called."""
+    held = b""  # the beginning of `keys`, which may be just that
     while data := _read_chunk():
-        requests.send_stdin(data)
+        data = held + data
+        if keys and keys in data:
+            requests.send_stdin(data.partition(keys)[0])
+            detach()
+            return
+        held = keys[:-1] if keys and data.endswith(keys[:-1]) else b""
+        if rest := data.removesuffix(held):
+            requests.send_stdin(rest)
     requests.close_stdin()
 
 

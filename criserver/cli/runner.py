@@ -44,6 +44,7 @@ class Runner:
             command=options.command,
             entrypoint=options.entrypoint,
             interactive=options.interactive,
+            detach=options.detach,
             terminal=options.tty,
             env=options.env,
             volumes=options.volume,

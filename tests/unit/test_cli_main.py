@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     output = capsys.readouterr().out
     for name, verb in cli.VERBS.items():
-        assert f"  {name:<10} {verb.help}\n" in output
+        assert f"  {name:<12} {verb.help}\n" in output
 
 
 @pytest.mark.parametrize("verb", CLIENT_VERBS)
@@ -28,7 +27,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         cli.main([verb, "--help"])
     assert caught.value.code == 0
     output = capsys.readouterr().out
-    summary = import_module(f"criserver.cli.verbs.{verb}").__doc__.splitlines()[0]
+    summary = cli.verb_module(verb).__doc__.splitlines()[0]
     assert output.startswith(f"usage: criserver {verb}") and summary in output
 
 

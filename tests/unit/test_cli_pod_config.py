@@ -57,6 +57,7 @@ def test_a_long_name_is_cut_to_a_hostname() -> None:
         ({"command": ["ls", "-l"]}, {"args": ["ls", "-l"]}),
         ({"entrypoint": "/bin/x", "command": ["a"]}, {"command": ["/bin/x"], "args": ["a"]}),
         ({"interactive": True}, {"stdin": True, "stdinOnce": True}),
+        ({"interactive": True, "detach": True}, {"stdin": True}),
         ({"terminal": True}, {"tty": True}),
         ({"workdir": "/srv"}, {"workingDir": "/srv"}),
     ],

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from runtimeshim.client import ExitRecord
 from tests.fakes.shim import FakeShim
 
 CONTAINER = "c0ffee"
+POD = "decade"
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Service:
     stub: extension_pb2_grpc.ExtensionAsyncStub
     shim: FakeShim
     imported: list[Path]
+    pods_end: dict[int, socket.socket]  # of the connections to a pod, by port
 
     async def run(self, start: pb.ExecStart, *inputs: pb.ExecInput) -> tuple[bytes, bytes, int]:
         """Exec to the end; the output and the exit code, which must be the last message."""
@@ -71,23 +74,32 @@ class Images:
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
     (tmp_path / "config.json").write_text(json.dumps({"process": {"terminal": True}}))
     shim, imported = FakeShim(), []
+    pods_end: dict[int, socket.socket] = {}
 
     def lookup(container_id: str) -> tuple[FakeShim, Path]:
         if container_id != CONTAINER:
             raise NotFoundError("container", container_id)
         return shim, tmp_path
 
+    async def connect(pod_id: str, port: int) -> socket.socket:
+        if pod_id != POD:
+            raise NotFoundError("pod sandbox", pod_id)
+        connection, pods_end[port] = socket.socketpair()
+        return connection
+
     readiness = Readiness()
     readiness.ready()
     server = grpc.aio.server(interceptors=(Interceptor(readiness),))
-    servicer = extension_servicer(lookup, Images(imported))
+    servicer = extension_servicer(lookup, Images(imported), connect)
     extension_pb2_grpc.add_ExtensionServicer_to_server(servicer, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
-        yield Service(extension_pb2_grpc.ExtensionStub(channel), shim, imported)
+        yield Service(extension_pb2_grpc.ExtensionStub(channel), shim, imported, pods_end)
     await server.stop(None)
     shim.close()
+    for end in pods_end.values():
+        end.close()
 
 
 def sh(script: str, **more: object) -> pb.ExecStart:
@@ -248,3 +260,42 @@ async def test_watching_pulls_goes_on_until_the_caller_has_gone(service: Service
     ]
     assert (second.image, second.resolved) == ("other", False)
     call.cancel()
+
+
+async def test_port_forward(service: Service) -> None:
+    call = service.stub.PortForward()
+    start = pb.PortForwardStart(pod_sandbox_id=POD, port=80)
+    await call.write(pb.PortForwardInput(start=start))
+    assert (await call.read()).WhichOneof("output") == "started"
+    pod = service.pods_end[80]
+    await call.write(pb.PortForwardInput(data=b"question"))
+    assert await asyncio.to_thread(pod.recv, 100) == b"question"
+    await call.done_writing()
+    assert await asyncio.to_thread(pod.recv, 100) == b""  # and what the pod sends still comes
+    pod.sendall(b"answer")
+    assert (await call.read()).data == b"answer"
+    pod.close()
+    assert await call.read() is grpc.aio.EOF
+    assert await call.code() is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize(
+    ("messages", "code"),
+    [
+        ([pb.PortForwardInput(data=b"x")], grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            [pb.PortForwardInput(start=pb.PortForwardStart(pod_sandbox_id=POD, port=80))] * 2,
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
+        (
+            [pb.PortForwardInput(start=pb.PortForwardStart(pod_sandbox_id="nope", port=80))],
+            grpc.StatusCode.NOT_FOUND,
+        ),
+    ],
+)
+async def test_a_mistake_of_port_forward_has_a_code(
+    service: Service, messages: list[pb.PortForwardInput], code: grpc.StatusCode
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [answer async for answer in service.stub.PortForward(iter(messages))]
+    assert caught.value.code() is code

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-import grpc
-
 from api.cri import api_pb2 as cri
 from criserver.cli.client import Client
 from criserver.cli.table import age, format_table, short_id
@@ -60,13 +58,10 @@ def _pod_names(client: Client) -> dict[str, str]:
 def _status(client: Client, container_id: str) -> cri.ContainerStatus | None:
     """Return the status, or None for a container that has been removed since it was listed."""
     request = cri.ContainerStatusRequest(container_id=container_id)
-    with client.doing(f"get the status of {container_id}"):
-        try:
-            return client.runtime.ContainerStatus(request).status
-        except grpc.RpcError as err:
-            if err.code() is grpc.StatusCode.NOT_FOUND:
-                return None
-            raise
+    return client.unless_gone(
+        f"get the status of {container_id}",
+        lambda: client.runtime.ContainerStatus(request).status,
+    )
 
 
 def _row(
