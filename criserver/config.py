@@ -12,17 +12,17 @@ import dataclasses
 import ipaddress
 import os
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from criserver import config_schema
-from criserver.config_schema import ConfigError, setting, table, tables
+from criserver.config_schema import ConfigError, Given, setting, table, tables
 from imageservice import pinning
 
 DEFAULT_CONFIG = Path("/etc/criserver/config.toml")
+DROP_INS = "config.d"  # beside the configuration file
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 CGROUP_DRIVERS = ("cgroupfs", "systemd")
@@ -38,12 +38,13 @@ __all__ = [
     "ConfigError",
     "ContainersConfig",
     "ImagesConfig",
+    "Loaded",
     "NetworkConfig",
     "RegistriesConfig",
     "RuntimeConfig",
     "StreamingConfig",
     "load",
-    "main",
+    "read",
 ]
 
 
@@ -92,12 +93,15 @@ class NetworkConfig:
         (Path("/etc/cni/net.d"),),
         "CNI network configurations: the first usable file counts, by directory and then by name.\n"
         "While there is no file, the built-in bridge network is used.",
+        reloaded=True,
     )
     cni_bin_dirs: tuple[Path, ...] = setting(
-        (Path("/opt/cni/bin"), Path("/usr/lib/cni")), "Where CNI plugins are looked for, in order."
+        (Path("/opt/cni/bin"), Path("/usr/lib/cni")),
+        "Where CNI plugins are looked for, in order.",
+        reloaded=True,
     )
     cni_timeout_seconds: float = setting(
-        60.0, "How long one CNI plugin may take.", "more than 0", _is_positive
+        60.0, "How long one CNI plugin may take.", "more than 0", _is_positive, reloaded=True
     )
     bridge: str = setting(
         "",
@@ -124,11 +128,13 @@ class ContainersConfig:
         "The most processes and threads in one container; 0 is no limit of its own.",
         "0 or more",
         lambda limit: limit >= 0,
+        reloaded=True,
     )
     cdi_spec_dirs: tuple[Path, ...] = setting(
         (Path("/etc/cdi"), Path("/var/run/cdi")),
         "Where the Container Device Interface's specs are; a later directory goes before an\n"
         "earlier one.",
+        reloaded=True,
     )
     exec_drain_seconds: float = setting(
         2.0,
@@ -136,6 +142,7 @@ class ContainersConfig:
         "still holds the output open.",
         "0 or more",
         lambda seconds: seconds >= 0,
+        reloaded=True,
     )
 
 
@@ -146,6 +153,7 @@ class RegistriesConfig:
     certs_dir: Path = setting(
         Path("/etc/criserver/certs.d"),
         "Mirrors and TLS of registries: <certs_dir>/<host>/hosts.toml, as containerd reads it.",
+        reloaded=True,
     )
     max_parallel_layers: int = setting(
         4, "How many layers are downloaded and unpacked at a time.", "1 or more", _is_positive
@@ -212,6 +220,7 @@ class ImagesConfig:
         "digest, a beginning followed by '*', or a part between two '*'.",
         "names, each with at most a '*' at its end, or at both ends",
         pinning.is_patterns,
+        reloaded=True,
     )
     signature_policy: str = setting(
         "",
@@ -237,6 +246,7 @@ class RuntimeConfig:
         "The OCI runtime: runc, crun, youki, runsc, or another with their command line.",
         "a program that can be executed",
         _is_program,
+        reloaded=True,
     )
 
 
@@ -260,6 +270,7 @@ class Config:
         "One of debug, info, warning, error. Logs go to the standard error.",
         f"one of {', '.join(LOG_LEVELS)}",
         lambda level: level in LOG_LEVELS,
+        reloaded=True,
     )
     default_runtime: str = setting(
         "runtimeshim",
@@ -279,7 +290,7 @@ class Config:
     images: ImagesConfig = table(ImagesConfig)
     streaming: StreamingConfig = table(StreamingConfig)
     runtimes: dict[str, RuntimeConfig] = tables(
-        "More runtime handlers, each an OCI runtime's binary, run by the same shim:\n"
+        "More runtime handlers, each an OCI runtime's binary, run by the same shim.",
         '[runtimes.runc]\npath = "/usr/sbin/runc"',
         "a DNS label",
         _is_label,
@@ -341,69 +352,77 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def load(path: Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+@dataclass(frozen=True)
+class Loaded:
+    """The settings, and where they are from."""
+
+    config: Config
+    given: Mapping[str, Given]
+    """By dotted key; what is not there is the default."""
+    files: tuple[Path, ...]
+
+
+def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read the settings; as `read`, without where they are from."""
+    return read(path, overrides).config
+
+
+def read(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Loaded:
     """Read the settings; `overrides` are {dotted key: value} of the flags that were given.
 
     The default file may be missing, one that was named may not. Raises ConfigError.
     """
-    values: dict[str, Any] = {}
     file = path or DEFAULT_CONFIG
-    if path is not None or file.exists():
-        values.update(config_schema.read_file(file, Config))
-    for drop_in in sorted((file.parent / "config.d").glob("*.toml")):
-        values.update(config_schema.read_file(drop_in, Config))
+    files = [file] if path is not None or file.exists() else []
+    files += sorted((file.parent / DROP_INS).glob("*.toml"))
+    given: dict[str, Given] = {}
+    for each in files:
+        given.update(config_schema.read_file(each, Config))
     flags = {key: flag for flag, key in FLAGS.items()}
     for key, value in (overrides or {}).items():
-        values[key] = config_schema.check_value(key, value, Config, flags.get(key, key))
-    config: Config = config_schema.build(Config, values)
+        where = flags.get(key, key)
+        given[key] = Given(config_schema.check_value(key, value, Config, where), where)
+    config: Config = config_schema.build(Config, {key: one.value for key, one in given.items()})
+    _check_together(config, given)
+    return Loaded(config, given, tuple(files))
+
+
+def _check_together(config: Config, given: Mapping[str, Given]) -> None:
+    """Check what only the settings together can say. Raises ConfigError."""
+
+    def where(key: str) -> str:
+        return given[key].where if key in given else "default"
+
     if not _is_listen(f"unix://{config.listen_path}"):
         raise ConfigError(
-            f"run_dir {config.run_dir}",
+            where("run_dir"),
             f"listen must be set: {config.listen_path} is over {MAX_SOCKET_PATH} bytes long",
         )
     if config.default_runtime in config.runtimes:
         raise ConfigError(
-            f"[runtimes.{config.default_runtime}]",
-            "the name is that of the embedded executor: choose another, or another default_runtime",
+            where(f"runtimes.{config.default_runtime}.path"),
+            f"[runtimes.{config.default_runtime}]: the name is that of the embedded executor: "
+            "choose another, or another default_runtime",
         )
-    _check_tls(config.streaming)
-    return config
-
-
-def _check_tls(streaming: StreamingConfig) -> None:
-    """Check what only the settings together can say. Raises ConfigError."""
-    if bool(streaming.tls_cert_file) != bool(streaming.tls_key_file):
-        raise ConfigError("[streaming]", "tls_cert_file and tls_key_file go together: set both")
-    if streaming.tls_cert_file and not streaming.tls:
-        raise ConfigError("[streaming]", "tls_cert_file is set, but tls is false: set it to true")
+    files = {name: getattr(config.streaming, name) for name in ("tls_cert_file", "tls_key_file")}
+    for name, other in zip(files, reversed(files), strict=True):
+        if files[name] and not files[other]:
+            raise ConfigError(
+                where(f"streaming.{name}"), "tls_cert_file and tls_key_file go together: set both"
+            )
+    if config.streaming.tls_cert_file and not config.streaming.tls:
+        raise ConfigError(
+            where("streaming.tls_cert_file"),
+            "tls_cert_file is set, but streaming.tls is false: set it to true",
+        )
 
 
 def load_flags(options: argparse.Namespace) -> Config:
     """Read the settings that a command line parsed with `add_flags` asks for."""
+    return read_flags(options).config
+
+
+def read_flags(options: argparse.Namespace) -> Loaded:
+    """As `load_flags`, with where they are from."""
     given = {key: value for key in FLAGS.values() if (value := getattr(options, key)) is not None}
-    return load(options.config, given)
-
-
-def main(args: Sequence[str]) -> int:
-    """Run `criserver config default|dump|check`; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="criserver config", description="Show or check the configuration."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("default", help="print the documented default configuration")
-    add_flags(commands.add_parser("dump", help="print the settings in effect"))
-    add_flags(commands.add_parser("check", help="check the configuration; 0 if it can be used"))
-    options = parser.parse_args(args)
-    if options.command == "default":
-        sys.stdout.write(config_schema.to_toml(Config(), documented=True))
-        return 0
-    try:
-        config = load_flags(options)
-    except ConfigError as err:
-        sys.stderr.write(f"criserver: {err}\n")
-        return 1
-    if options.command == "dump":
-        sys.stdout.write(config_schema.to_toml(config))
-    else:
-        sys.stdout.write("the configuration is good\n")
-    return 0
+    return read(options.config, given)

@@ -86,6 +86,8 @@ def _info(runtime: Runtime, container: Container) -> dict[str, str]:
         "config": MessageToDict(container.message_config, preserving_proto_field_name=True),
         "runtimeSpec": read_spec(runtime.bundle(container.id)),
     }
+    if (shim := runtime.shims.get(container.id)) is not None:
+        info["shimProtocol"] = shim.protocol
     timings = runtime.operations.timings(container.id)
     current = runtime.operations.where(container.id)
     return {

@@ -17,10 +17,10 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from api.errors import CRIError
 from criserver import apparmor, oci_features
@@ -29,6 +29,7 @@ from criserver.config import Config, ConfigError
 from criserver.events import Events, publish_changes
 from criserver.host_facts import host_facts
 from criserver.recovery import recover
+from criserver.reload import reload_forever
 from criserver.runtime import Runtime
 from criserver.sandbox_watch import SandboxWatch
 from criserver.service import Service
@@ -81,7 +82,7 @@ def main(args: Sequence[str]) -> int:
         os.umask(0o022)  # modes in this project are those that are written
         lock = _lock(config)
         try:
-            asyncio.run(serve(config))
+            asyncio.run(serve(config, lambda: configuration.load_flags(options)))
         finally:
             lock.release()
     except (ConfigError, LockedError, DatabaseError, SpawnerError, CRIError, OSError) as err:
@@ -107,13 +108,14 @@ def _lock(config: Config) -> Lock:
     return Lock([config.root, config.run_dir])
 
 
-async def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT; containers go on."""
+async def serve(config: Config, read_again: Callable[[], Config]) -> None:
+    """Serve until SIGTERM or SIGINT; containers go on. SIGHUP reloads what `read_again` returns."""
     service = Service()
-    stopping = asyncio.Event()
+    stopping, hangup = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
     async with AsyncExitStack() as stack:
         connection = stack.enter_context(contextlib.closing(open_database(config.root)))
         spawner = await Spawner.connect(config.run_dir, WORKERS)
@@ -140,7 +142,8 @@ async def serve(config: Config) -> None:
         stack.callback(checkpoints.cancel)
         watchdog = asyncio.create_task(service.keep_alive())
         stack.callback(watchdog.cancel)
-        await _serve(runtime, connection, stopping, service)
+        reloads = functools.partial(reload_forever, runtime, read_again, hangup, service)
+        await _serve(runtime, connection, stopping, service, reloads)
 
 
 def _make_runtime(
@@ -222,9 +225,13 @@ def _make_cni(
 
 
 async def _serve(
-    runtime: Runtime, connection: sqlite3.Connection, stopping: asyncio.Event, service: Service
+    runtime: Runtime,
+    connection: sqlite3.Connection,
+    stopping: asyncio.Event,
+    service: Service,
+    reloads: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:
-    """Bind the socket, recover, and answer until `stopping` is set."""
+    """Bind the socket, recover, and answer until `stopping` is set; `reloads` runs meanwhile."""
     # Here, with the spawner running: grpc starts threads when it is imported.
     from criserver.handlers import handlers
     from criserver.interceptors import Readiness
@@ -244,7 +251,9 @@ async def _serve(
         readiness.ready()
         _announce(socket)
         service.ready()
+        reloading = asyncio.create_task(reloads())
         await stopping.wait()
+        reloading.cancel()
         log.info("stopping")
         service.stopping()
     finally:

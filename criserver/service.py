@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import MutableMapping
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,14 @@ class Service:
     def ready(self) -> None:
         """Say that clients can come: for systemd, the service is started with that."""
         self._tell("READY=1")
+
+    def reloading(self) -> None:
+        """Say that the configuration is read again; `reloaded` is to follow."""
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def reloaded(self, outcome: str) -> None:
+        """Say that it is over; `outcome` is what `systemctl status` shows."""
+        self._tell(f"READY=1\nSTATUS={outcome}")
 
     def stopping(self) -> None:
         """Say that the end has begun."""

@@ -10,7 +10,8 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
@@ -59,6 +60,10 @@ class RegistryClient:
         self._config = config
         self._transport = Transport(config.stall_timeout, Proxies(config.environment))
         self._authorizer = Authorizer()
+
+    def use_certs_dir(self, certs_dir: Path) -> None:
+        """Look for hosts elsewhere from the next repository on."""
+        self._config = replace(self._config, certs_dir=certs_dir)
 
     def repository(self, reference: Reference, credentials: Credentials) -> Repository:
         """Return the repository of `reference`, with certs.d as it is now.

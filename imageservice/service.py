@@ -8,7 +8,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -87,6 +87,11 @@ class ImageService:
         )
         self._views = Views(self._store, self._layers, self._collector, spawner)
         self.admin = Admin(self._store, self._content, self._layers, self._collector, self._views)
+
+    def configure(self, certs_dir: Path, pinned_images: Sequence[str]) -> None:
+        """Use another certs.d for pulls that begin from now on, and pin other images."""
+        self._client.use_certs_dir(certs_dir)
+        self._store.use_pins(Pins(pinned_images))
 
     # -- CRI ----------------------------------------------------------------------------------
 

@@ -128,6 +128,12 @@ class ImageStore:
         for image_id in self._images:
             self._name_again(image_id)
 
+    def use_pins(self, pinned: Pins) -> None:
+        """Have other names pinned from now on."""
+        self._pinned = pinned
+        for image_id in self._images:
+            self._name_again(image_id)
+
     def _name_again(self, image_id: str) -> None:
         """Recompute the names that the image in memory has."""
         image = self._images.get(image_id)

@@ -4,7 +4,9 @@ It runs from a sealed copy of the interpreter, is single-threaded, has imported 
 children will need, and holds no secret. It outlives the daemon: a new daemon connects to the same
 socket and finds it as it was. As a subreaper it reaps whatever a shim or a worker leaves behind.
 
-Requests (see runtimeshim.wire), each with an `id`; the answer carries the same id:
+Requests (see runtimeshim.wire), each with an `id`; the answer carries the same id. A daemon asks a
+spawner of its own build only; one of another build hears `hello` and `retire`, and a shim of any
+build may send `ward` and what follows it:
 
     hello                                  -> {protocol, build, pid}
     shim     container, bundle, options    -> {pid}, later {exit}; the shim answers on fd 0

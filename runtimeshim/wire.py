@@ -1,8 +1,13 @@
 """Messages between daemon, spawner, shims and their children: JSON with fds over SEQPACKET.
 
 One message is one packet, so there is no framing to get wrong; file descriptors travel beside it
-(man 7 unix, SCM_RIGHTS). Every connection begins with the other side's `PROTOCOL`, so that a new
-daemon can talk to shims that an old one started.
+(man 7 unix, SCM_RIGHTS).
+
+Shims outlive the build that started them: a daemon meets older ones after an upgrade, and newer
+ones after a downgrade. So an operation, a field or an event is added, never changed or taken away.
+Who receives ignores fields and events that it does not know, and has a default for fields that came
+later. `PROTOCOL` counts the additions; `SINCE` says with which number an operation came, and a
+daemon asks no older shim for it.
 """
 
 from __future__ import annotations
@@ -11,10 +16,13 @@ import array
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 PROTOCOL = 1
+
+# Operations of a shim that are not as old as shims -> the protocol that they came with.
+SINCE: Mapping[str, int] = {}
 
 # A packet has to fit in the peer's send buffer (net.core.wmem_default, 208 KiB, less overhead).
 MAX_MESSAGE = 192 * 1024

@@ -66,7 +66,7 @@ VERBS = {
 # These parse their own arguments, and import what they need when they need it.
 PROGRAMS = {
     "serve": "criserver.daemon",
-    "config": "criserver.config",
+    "config": "criserver.config_command",
     "network": "criserver.network_reset",
 }
 

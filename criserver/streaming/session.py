@@ -41,6 +41,7 @@ SHIM_ERRORS: dict[str, type[CRIError]] = {
     "finished": FailedPreconditionError,
     "state": FailedPreconditionError,
     "spec": InvalidArgumentError,
+    "version": FailedPreconditionError,
 }
 
 

@@ -6,7 +6,7 @@ that a pod is detached by the provider that attached it, whatever the configurat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -115,6 +115,11 @@ class ConfigurableNetwork(Network, Protocol):
     def configured(self) -> bool:
         """Say whether a configuration exists, usable or not."""
 
+    def configure(
+        self, conf_dirs: Sequence[Path], bin_dirs: Sequence[Path], timeout: float
+    ) -> None:
+        """Look for it and for plugins elsewhere; `timeout` is in seconds."""
+
 
 class SelectedNetwork:
     """CNI where a configuration exists at that moment, otherwise the built-in network.
@@ -135,6 +140,12 @@ class SelectedNetwork:
         self._cni = cni
         self._builtin = builtin
         self._fall_back = fall_back
+
+    def configure(
+        self, conf_dirs: Sequence[Path], bin_dirs: Sequence[Path], timeout: float
+    ) -> None:
+        """Look for CNI elsewhere from now on; `timeout`, in seconds, is that of a plugin's run."""
+        self._cni.configure(conf_dirs, bin_dirs, timeout)
 
     def _current(self) -> tuple[str, Network]:
         if self._fall_back and not self._cni.configured():

@@ -68,8 +68,8 @@ class CNINetwork:
         timeout: float,
     ) -> None:
         """`timeout`, in seconds, is that of each plugin's run."""
-        self._configs = ConfigDirectories(conf_dirs)
-        self._plugins = Plugins(bin_dirs, runner, timeout)
+        self._runner = runner
+        self.configure(conf_dirs, bin_dirs, timeout)
         self._database = database
         self._cidrs = pod_cidrs
         self._deletions: dict[str, Deletion] = {}
@@ -78,6 +78,13 @@ class CNINetwork:
         self.problems: dict[str, str] = {}
         """Sandbox id -> what CHECK has found wrong since this daemon started."""
         database.execute(_SCHEMA)
+
+    def configure(
+        self, conf_dirs: Sequence[Path], bin_dirs: Sequence[Path], timeout: float
+    ) -> None:
+        """Use other directories and another time-out from now on; a plugin that runs, runs on."""
+        self._configs = ConfigDirectories(conf_dirs)
+        self._plugins = Plugins(bin_dirs, self._runner, timeout)
 
     def configured(self) -> bool:
         """Say whether a configuration directory holds a configuration, usable or not."""

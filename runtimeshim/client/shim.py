@@ -18,6 +18,9 @@ from runtimeshim.client.model import CreateError, ShimError, StartError
 from runtimeshim.client.pipes import file_of
 from runtimeshim.exit_record import ExitRecord
 
+# Of a shim that does not say.
+FIRST_PROTOCOL = 1
+
 
 class Exec:
     """A process that was started in a running container."""
@@ -61,6 +64,7 @@ class Shim:
         self.container_id = container_id
         self.bundle = bundle
         self.pid = 0
+        self.protocol = wire.PROTOCOL  # until it has said its own
         self.timings: dict[str, int] = {}
         self.warnings: list[str] = []
         loop = asyncio.get_running_loop()
@@ -83,6 +87,7 @@ class Shim:
 
     def _take(self, answer: wire.Message) -> None:
         self.pid = int(answer["pid"])
+        self.protocol = int(answer.get("protocol", FIRST_PROTOCOL))
         self.timings = dict(answer["timings"])
         self.warnings = list(answer["warnings"])
 
@@ -96,18 +101,31 @@ class Shim:
     ) -> tuple[wire.Message, list[int]]:
         """Make one request.
 
-        Raises ShimError, of kind "finished" when the container has ended, and its shim with it, or
-        "gone" when the shim was killed: another one adopts the container.
+        Raises ShimError, of kind "finished" when the container has ended, and its shim with it,
+        "gone" when the shim was killed: another one adopts the container, or "version" when the
+        shim is of an older build that cannot do this.
         """
+        if (since := wire.SINCE.get(op, 0)) > self.protocol:
+            raise self._too_old(f"{op!r} came with {since}")
         try:
             answer, answer_fds = await self._connection.call({"op": op, **fields}, fds)
         except ConnectionError as err:
             if self._over():
                 raise ShimError("the container has ended", "finished") from err
             raise ShimError(f"the shim of {self.container_id} is gone", "gone") from err
+        if answer.get("kind") == "unknown":
+            raise self._too_old(f"it does not know {op!r}")
         if "error" in answer:
             raise ShimError(answer["error"], answer.get("kind", "error"))
         return answer, answer_fds
+
+    def _too_old(self, why: str) -> ShimError:
+        return ShimError(
+            f"the shim of {self.container_id} is of another build of criserver (protocol "
+            f"{self.protocol}, the daemon's is {wire.PROTOCOL}), and {why}: "
+            "a container that is created now can do this",
+            "version",
+        )
 
     async def start(self) -> None:
         """Let the created init execve. Raises StartError with what execve or the look-up said."""

@@ -71,7 +71,7 @@ class Spawner:
         try:
             async with asyncio.timeout(SPAWNER_START_SECONDS):
                 hello, _ = await connection.call({"op": "hello"})
-                if hello["protocol"] == wire.PROTOCOL and hello["build"] == self._build:
+                if hello.get("build") == self._build:  # so it is of our protocol, too
                     self.pid = int(hello["pid"])
                     return connection
                 await connection.call({"op": "retire"})

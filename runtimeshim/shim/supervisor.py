@@ -171,7 +171,8 @@ class Supervisor:
         message, fds = received
         answer: wire.Message | None = None
         try:
-            answer = self._operations[message["op"]](client, message, fds)
+            operation = self._operations.get(message["op"], _unknown)
+            answer = operation(client, message, fds)
         except StageError as err:
             answer = {"error": err.message, "stage": err.stage, "kind": err.kind}
         except ProcessLookupError:
@@ -390,6 +391,11 @@ class Supervisor:
                 time.sleep(0.001)
             else:
                 self._execs.exited(pid, exit_code(status))
+
+
+def _unknown(_: socket.socket, message: wire.Message, __: list[int]) -> Answer:
+    """Answer a daemon of a newer build, which says what that means (runtimeshim.wire)."""
+    return {"error": f"unknown operation {message['op']!r}", "kind": "unknown"}
 
 
 def exit_code(status: int) -> int:

@@ -7,57 +7,15 @@ import itertools
 import os
 import random
 import signal
-from pathlib import Path
 
 import pytest
 
 from runtimeshim import exit_record
-from runtimeshim.client import Shim, ShimError, connect_shim
+from runtimeshim.client import Shim
 from tests.integration import harness
+from tests.integration.adoption import is_ward, kill_spawner, killed, shim_pid
 
 pytestmark = pytest.mark.integration
-
-
-def shim_pid(shim: Shim) -> int:
-    """Return the process that holds the container's socket now: the one that named itself so."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                name = (entry / "comm").read_text().strip()
-                log = os.readlink(entry / "fd/2")
-            except OSError:  # it has gone meanwhile
-                continue
-            if name == f"shim {shim.container_id}"[:15] and log.startswith(str(run_of(shim))):
-                return int(entry.name)
-    raise LookupError(f"no shim of {shim.container_id}")
-
-
-def run_of(shim: Shim) -> Path:
-    return shim.bundle.parent.parent
-
-
-async def killed(rt: harness.Runtime, shim: Shim) -> Shim:
-    """Kill a shim and return the connection to its successor."""
-    old = shim_pid(shim)
-    os.kill(old, signal.SIGKILL)
-    found: list[Shim] = []
-
-    async def look() -> bool:
-        try:
-            found.append(await connect_shim(shim.bundle))
-        except ShimError:
-            return False
-        return True
-
-    await harness.until_async(look)
-    rt.shims.append(found[0])
-    return found[0]
-
-
-async def kill_spawner(rt: harness.Runtime) -> None:
-    old = rt.spawner.pid
-    os.kill(old, signal.SIGKILL)
-    await harness.until(lambda: rt.spawner.pid != old and harness.alive(rt.spawner.pid))
 
 
 # How often one is killed in all; the long run of issue 3 has 100 (hack/test says how).
@@ -160,7 +118,7 @@ async def test_a_killed_spawner_loses_nothing_and_the_next_one_adopts(rt: harnes
     # The shim finds the new spawner by itself; from then on it can be killed too.
     log = rt.run_dir / "spawner.log"
     old = shim_pid(shim)
-    await harness.until(lambda: _is_ward(rt, old))
+    await harness.until(lambda: is_ward(rt, old))
     adopted = await killed(rt, shim)
     read, write = os.pipe()
     await adopted.attach(stdin=read)
@@ -170,21 +128,6 @@ async def test_a_killed_spawner_loses_nothing_and_the_next_one_adopts(rt: harnes
     os.close(write)
     assert rt.output() == "got it\n"
     assert "was killed" in log.read_text()
-
-
-def _is_ward(rt: harness.Runtime, shim: int) -> bool:
-    """Whether the spawner holds a duplicate of one of the shim's pipes."""
-
-    def pipes(pid: int) -> set[str]:
-        links = set()
-        try:
-            for fd in Path(f"/proc/{pid}/fd").iterdir():
-                links.add(os.readlink(fd))
-        except OSError:  # closed, or the process has gone, meanwhile
-            return set()
-        return {link for link in links if link.startswith("pipe:")}
-
-    return len(pipes(rt.spawner.pid) & pipes(shim)) >= 2
 
 
 async def test_no_line_is_lost_or_torn_however_often_shim_and_spawner_are_killed(
@@ -213,7 +156,7 @@ async def _kill_one(rt: harness.Runtime, shim: Shim, chance: random.Random) -> i
     old = shim_pid(shim)
     if chance.random() < 0.3:
         await kill_spawner(rt)
-        await harness.until(lambda: _is_ward(rt, old))
+        await harness.until(lambda: is_ward(rt, old))
         return 0
     os.kill(old, signal.SIGKILL)
     await harness.until(lambda: _replaced(shim, old))

@@ -1,11 +1,16 @@
 """The settings: defaults, files, drop-ins, flags, and one clear line for every mistake."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from criserver import config
-from criserver.config import Config, ConfigError, load
+from criserver import config_command, config_schema, config_text
+from criserver.config import Config, ConfigError, RuntimeConfig, load
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = list(config_schema.settings(Config))
+ASSIGNED = re.compile(r"^#(\w+ = |\[)", re.MULTILINE)
 
 
 def write(path: Path, text: str) -> Path:
@@ -21,17 +26,46 @@ def test_the_defaults_are_the_documented_ones():
     assert settings.network.cni_conf_dirs == (Path("/etc/cni/net.d"),)
 
 
-def test_the_documented_default_file_is_read_back_as_the_defaults(tmp_path, capsys):
-    assert config.main(["default"]) == 0
-    assert load(write(tmp_path / "config.toml", capsys.readouterr().out)) == Config()
+def test_the_documented_default_file_changes_nothing_and_has_the_defaults(tmp_path, capsys):
+    assert config_command.main(["default"]) == 0
+    printed = capsys.readouterr().out
+    assert load(write(tmp_path / "a" / "config.toml", printed)) == Config()
+    uncommented, count = ASSIGNED.subn(r"\1", printed)
+    assert count >= sum("NAME" not in each.key for each in SETTINGS)
+    uncommented = uncommented.replace('"/usr/sbin/runc"', '"/bin/sh"')
+    runc = {"runc": RuntimeConfig(path=Path("/bin/sh"))}
+    assert load(write(tmp_path / "b" / "config.toml", uncommented)) == Config(runtimes=runc)
 
 
-def test_every_setting_has_its_documentation_in_the_default_file(capsys):
-    config.main(["default"])
-    lines = capsys.readouterr().out.splitlines()
-    for number, line in enumerate(lines):
-        if "=" in line and not line.startswith("#"):
-            assert lines[number - 1].startswith("# "), line
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda each: each.key)
+def test_every_setting_is_in_the_default_file_with_its_documentation(setting):
+    lines = config_text.default_toml(Config).splitlines()
+    name = setting.key.rpartition(".")[2]
+    found = [number for number, line in enumerate(lines) if re.match(rf"#?{name} = ", line)]
+    documented = [setting.doc.splitlines()[-1] in lines[number - 1] for number in found]
+    assert setting.doc
+    assert any(documented) or "NAME" in setting.key
+
+
+def test_what_is_reloaded_is_marked_in_the_default_file():
+    text = config_text.default_toml(Config)
+    marked = re.findall(r"\[reload\]\n#(\w+) = ", text)
+    reloaded = [each.key for each in SETTINGS if each.reloaded]
+    assert marked == [key.rpartition(".")[2] for key in reloaded if "NAME" not in key]
+    assert "by the same shim. [reload]\n#[runtimes.runc]" in text
+
+
+def test_the_files_of_the_repository_are_the_generated_ones():
+    assert (ROOT / "deploy/config.toml").read_text() == config_text.default_toml(Config), (
+        "run hack/generate-configuration"
+    )
+    page = (ROOT / "docs/configuration.md").read_text()
+    assert config_text.reference(Config) in page, "run hack/generate-configuration"
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda each: each.key)
+def test_every_setting_is_in_the_operators_page(setting):
+    assert f"- **`{setting.key}`**: " in (ROOT / "docs/configuration.md").read_text()
 
 
 def test_a_file_sets_values_in_tables(tmp_path):
@@ -55,11 +89,22 @@ def test_drop_ins_override_the_file_in_the_order_of_their_names(tmp_path):
 def test_flags_override_everything(tmp_path, capsys):
     file = write(tmp_path / "config.toml", 'root = "/file"\nrun_dir = "/file"\n')
     flags = ["--root", "/flag", "--cni-bin-dir", "/one", "--cni-bin-dir", "/two"]
-    assert config.main(["dump", "--config", str(file), *flags]) == 0
+    assert config_command.main(["dump", "--config", str(file), *flags]) == 0
     dumped = load(write(tmp_path / "dumped" / "config.toml", capsys.readouterr().out))
     assert (dumped.root, dumped.run_dir) == (Path("/flag"), Path("/file"))
     assert dumped.network.cni_bin_dirs == (Path("/one"), Path("/two"))
     assert dumped.listen_path == Path("/file/criserver.sock")
+
+
+def test_dump_says_where_each_value_is_from(tmp_path, capsys):
+    file = write(tmp_path / "config.toml", "log_level = 'error'\n[network]\nbridge = 'br9'\n")
+    drop_in = write(tmp_path / "config.d" / "a.toml", "\nlog_level = 'debug'\n")
+    assert config_command.main(["dump", "--config", str(file), "--root", "/flag"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f'log_level = "debug"  # {drop_in}:2' in lines
+    assert f'bridge = "br9"  # {file}:3' in lines
+    assert 'root = "/flag"  # --root' in lines
+    assert 'run_dir = "/run/criserver"  # default' in lines
 
 
 @pytest.mark.parametrize(
@@ -69,6 +114,10 @@ def test_flags_override_everything(tmp_path, capsys):
         ("\n[network]\n\nbrigde = 'a'\n", 4, "unknown key 'network.brigde'"),
         ("[networks]\nbridge = 'a'\n", 1, "unknown key 'networks'"),
         ("network = 3\n", 1, "network must be a table"),
+        ("[network]\nbrigde = 'a'\n", 2, "did you mean 'network.bridge'?"),
+        ("log_level = 'info'\nnetwork.brigde = 'a'\n", 2, "unknown key 'network.brigde'"),
+        ("\nnetwork = {brigde = 'a'}\n", 2, "unknown key 'network.brigde'"),
+        ("[[network]]\nbridge = 'a'\n", 1, "network must be a table"),
         ("root = 1\n", 1, "root must be an absolute path, not 1"),
         ("root = 'relative'\n", 1, "root must be an absolute path"),
         ("\nlog_level = 'loud'\n", 2, "log_level must be one of debug, info"),
@@ -111,12 +160,13 @@ def test_a_mistake_is_named_with_file_line_and_what_was_expected(tmp_path, text,
     [
         ("tls = true\ntls_cert_file = '/tls.crt'\n", "go together"),
         ("tls = true\ntls_key_file = '/tls.key'\n", "go together"),
-        ("tls_cert_file = '/tls.crt'\ntls_key_file = '/tls.key'\n", "tls is false"),
+        ("tls_cert_file = '/tls.crt'\ntls_key_file = '/tls.key'\n", "streaming.tls is false"),
     ],
 )
 def test_tls_settings_that_do_not_fit_together(tmp_path, text, said):
-    with pytest.raises(ConfigError, match=said):
-        load(write(tmp_path / "config.toml", f"[streaming]\n{text}"))
+    file = write(tmp_path / "config.toml", f"[streaming]\n{text}")
+    with pytest.raises(ConfigError, match=rf"^{file}:\d: .*{said}"):
+        load(file)
 
 
 def test_a_mistake_in_a_drop_in_names_the_drop_in(tmp_path):
@@ -132,19 +182,20 @@ def test_runtime_handlers_are_tables_by_their_names(tmp_path, capsys):
     settings = load(file)
     assert settings.handlers == ("runtimeshim", "other", "runc")
     assert settings.runtimes["runc"].path == Path("/bin/sh")
-    assert config.main(["dump", "--config", str(file)]) == 0
+    assert config_command.main(["dump", "--config", str(file)]) == 0
     assert load(write(tmp_path / "dumped.toml", capsys.readouterr().out)) == settings
 
 
 def test_a_runtime_handler_cannot_have_the_embedded_ones_name(tmp_path):
     text = "[runtimes.runtimeshim]\npath = '/bin/sh'\n"
-    with pytest.raises(ConfigError, match=r"\[runtimes.runtimeshim\]: the name is that of"):
-        load(write(tmp_path / "config.toml", text))
+    file = write(tmp_path / "config.toml", text)
+    with pytest.raises(ConfigError, match=rf"^{file}:2: \[runtimes.runtimeshim\]: the name is"):
+        load(file)
 
 
 def test_a_file_that_is_not_toml_is_refused_with_its_line(tmp_path):
     file = write(tmp_path / "config.toml", "root = \n")
-    with pytest.raises(ConfigError, match=r"is not TOML: .*line 1"):
+    with pytest.raises(ConfigError, match=rf"^{file}:1: is not TOML: "):
         load(file)
 
 
@@ -154,7 +205,7 @@ def test_a_named_file_has_to_exist(tmp_path):
 
 
 def test_a_wrong_flag_is_named_as_the_flag(capsys):
-    assert config.main(["check", "--log-level", "loud"]) == 1
+    assert config_command.main(["check", "--log-level", "loud"]) == 1
     assert capsys.readouterr().err == (
         'criserver: --log-level: log_level must be one of debug, info, warning, error, not "loud"\n'
     )
@@ -162,8 +213,12 @@ def test_a_wrong_flag_is_named_as_the_flag(capsys):
 
 def test_check_says_that_a_good_configuration_is_good(tmp_path, capsys):
     file = write(tmp_path / "config.toml", "root = '/a'\n")
-    assert config.main(["check", "--config", str(file)]) == 0
-    assert capsys.readouterr().out == "the configuration is good\n"
+    assert config_command.main(["check", "--config", str(file)]) == 0
+    drop_in = write(tmp_path / "config.d" / "a.toml", "")
+    assert config_command.main(["check", "--config", str(file)]) == 0
+    good, with_drop_in = capsys.readouterr().out.splitlines()
+    assert good == f"the configuration is good: {file}"
+    assert with_drop_in == f"{good}, {drop_in}"
 
 
 def test_a_run_dir_whose_socket_has_no_legal_name_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def test_the_states_are_told_and_the_variables_are_gone(systemd: socket.socket) 
     service.ready()
     service.stopping()
     assert (systemd.recv(100), systemd.recv(100)) == (b"READY=1", b"STOPPING=1")
+
+
+def test_a_reload_is_told_with_its_outcome(systemd: socket.socket) -> None:
+    service = Service(environment(systemd))
+    before = time.monotonic_ns() // 1000
+    service.reloading()
+    state, _, since = systemd.recv(100).decode().partition("\nMONOTONIC_USEC=")
+    assert state == "RELOADING=1"
+    assert before <= int(since) <= time.monotonic_ns() // 1000
+    service.reloaded("reloaded, 2 settings changed")
+    assert systemd.recv(100) == b"READY=1\nSTATUS=reloaded, 2 settings changed"
 
 
 async def test_the_watchdog_is_fed(systemd: socket.socket) -> None:
