@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from api.cri import api_pb2 as cri
+from criserver.container_status import RepoDigest
 from criserver.container_status import status_of as container_status_of
 from criserver.events import Change
 from criserver.runtime import Runtime
@@ -20,15 +21,15 @@ async def get_container_events(
     """
     with runtime.events.listen() as listener:
         async for change in listener.changes():
-            yield message(change)
+            yield message(change, runtime.images.repo_digest)
 
 
-def message(change: Change) -> cri.ContainerEventResponse:
+def message(change: Change, repo_digest: RepoDigest) -> cri.ContainerEventResponse:
     """Return the message of a change; the statuses are those right after it."""
     return cri.ContainerEventResponse(
         container_id=change.subject,
         container_event_type=change.type,
         created_at=change.created_at,
         pod_sandbox_status=sandbox_status_of(change.sandbox),
-        containers_statuses=[container_status_of(each) for each in change.containers],
+        containers_statuses=[container_status_of(each, repo_digest) for each in change.containers],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -13,6 +14,9 @@ from criserver.bundle import read_spec
 from criserver.runtime import Runtime
 from criserver.store.containers import CRI_STATES, Container, State
 
+# An image by its id, and the name that a user gave it -> ImageService.repo_digest.
+RepoDigest = Callable[[str, str], str]
+
 
 async def container_status(
     runtime: Runtime, request: cri.ContainerStatusRequest
@@ -20,12 +24,15 @@ async def container_status(
     """Return a container's status. NotFoundError is the one error that the kubelet understands."""
     container = runtime.containers.mirror.get(request.container_id)
     info = _info(runtime, container) if request.verbose else {}
-    return cri.ContainerStatusResponse(status=status_of(container), info=info)
+    return cri.ContainerStatusResponse(
+        status=status_of(container, runtime.images.repo_digest), info=info
+    )
 
 
-def status_of(container: Container) -> cri.ContainerStatus:
-    """Return the status of a container from its record alone."""
+def status_of(container: Container, repo_digest: RepoDigest) -> cri.ContainerStatus:
+    """Return a container's status from its record, and what `repo_digest` says of its image."""
     config = container.message_config
+    image = _image(config.image)
     exited = container.state is State.EXITED
     return cri.ContainerStatus(
         id=container.id,
@@ -36,8 +43,9 @@ def status_of(container: Container) -> cri.ContainerStatus:
         started_at=container.started_at or container.finished_at,
         finished_at=container.finished_at,
         exit_code=container.exit_code,
-        image=_image(config.image),
-        image_ref=container.image_id,
+        image=image,
+        # The kubelet shows it as the imageID of the pod's status; a digest that others can pull.
+        image_ref=repo_digest(container.image_id, image.image),
         image_id=container.image_id,
         reason=container.reason if exited else "",
         message=container.message if exited else "",

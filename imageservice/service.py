@@ -187,6 +187,13 @@ class ImageService:
         """
         return self._store.resolve(name)
 
+    def repo_digest(self, image_id: str, name: str) -> str:
+        """Return the `repository@digest` of an image, of the repository in `name` if it has it.
+
+        The id itself for an image without one: imported, or removed while a container uses it.
+        """
+        return self._store.repo_digest(image_id, name)
+
     async def prepare_rootfs(self, image: Image, container_id: str) -> Rootfs:
         """Make a container's writable layer above the image's layers, which now stay."""
         return self._snapshots.prepare(image, container_id)

@@ -15,11 +15,11 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from api.errors import FailedPreconditionError, NotFoundError
+from api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from imageservice import reference
 from imageservice.health import Health
 from imageservice.manifest import Descriptor, ImageConfig
@@ -175,6 +175,19 @@ class ImageStore:
             if prefix is None:
                 raise NotFoundError("image", text)
         return self._by_prefix(text, prefix)
+
+    def repo_digest(self, image_id: str, name: str) -> str:
+        """Return the `repository@digest` of an image: of the repository in `name`, else the first.
+
+        The id itself for an image that has none, or is not there.
+        """
+        image = self._images.get(image_id)
+        digests = image.repo_digests if image else ()
+        if len(digests) > 1:
+            with suppress(InvalidArgumentError):  # a name may be an id as well
+                of_name = f"{reference.parse(name).repository}@"
+                digests = tuple(sorted(digests, key=lambda one: not one.startswith(of_name)))
+        return digests[0] if digests else image_id
 
     def _by_prefix(self, text: str, prefix: str) -> Image:
         found = [i for i in self._images.values() if i.id.startswith(f"sha256:{prefix}")]

@@ -271,7 +271,6 @@ def test_an_images_id_is_the_same_everywhere(pods: Pods, pod: str) -> None:
     found = {
         reference,
         image_status(pods, IMAGE).image.id,
-        status.image_ref,
         status.image_id,
         listed.image_ref,
         listed.image_id,

@@ -34,9 +34,13 @@ def pod(pods: Pods) -> Iterator[str]:
     pods.remove_pod(made)
 
 
-def image_id(pods: Pods) -> str:
+def image_status(pods: Pods) -> cri.Image:
     request = cri.ImageStatusRequest(image=cri.ImageSpec(image=IMAGE))
-    return str(pods.daemon.images.ImageStatus(request, timeout=RPC_SECONDS).image.id)
+    return pods.daemon.images.ImageStatus(request, timeout=RPC_SECONDS).image
+
+
+def image_id(pods: Pods) -> str:
+    return image_status(pods).id
 
 
 def test_version_is_what_the_kubelet_expects(pods: Pods) -> None:
@@ -121,7 +125,9 @@ def test_the_status_echoes_what_was_asked_for(pods: Pods, pod: str) -> None:
     status = pods.status(container)
     assert status.metadata == cri.ContainerMetadata(name="web")
     assert status.image.image == IMAGE
-    assert status.image_ref == status.image_id == image_id(pods)
+    assert status.image_id == image_id(pods)
+    (digest,) = image_status(pods).repo_digests
+    assert status.image_ref == digest
     assert dict(status.labels) == {"app": "web"}
     assert dict(status.annotations) == {"note": "süß\n"}
     assert list(status.mounts) == mounts

@@ -49,7 +49,7 @@ class Stores:
         return [(change.subject, int(change.type)) for change in pending]
 
     def last(self) -> cri.ContainerEventResponse:
-        return message(self.listener._pending[-1])
+        return message(self.listener._pending[-1], lambda image_id, _name: image_id)
 
 
 @pytest.fixture

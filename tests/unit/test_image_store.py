@@ -50,6 +50,18 @@ def add_image(store: ImageStore, text: str, diff_ids: tuple[str, ...], *names: s
     return store.commit_image(image_id, config, 25, blobs, targets)
 
 
+def test_the_digest_that_a_status_shows_is_of_the_repository_that_was_asked_for(
+    store: ImageStore,
+) -> None:
+    image = add_image(store, "a", (BASE,))
+    assert store.repo_digest(image.id, f"{REPOSITORY}:1") == image.id
+    others = [f"{name}@{digest('f')}" for name in ("other.example/a", REPOSITORY, "z.example/a")]
+    add_image(store, "a", (BASE,), f"{REPOSITORY}:1", *others)
+    assert store.repo_digest(image.id, f"{REPOSITORY}:1") == f"{REPOSITORY}@{digest('f')}"
+    assert store.repo_digest(image.id, image.id) in others
+    assert store.repo_digest(digest("gone"), f"{REPOSITORY}:1") == digest("gone")
+
+
 def test_an_image_has_all_its_names(store: ImageStore, database: sqlite3.Connection) -> None:
     add_image(store, "a", (BASE,), f"{REPOSITORY}:latest", f"{REPOSITORY}@{digest('f')}")
     add_image(store, "a", (BASE,), f"{REPOSITORY}:1")
