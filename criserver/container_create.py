@@ -171,6 +171,8 @@ class Creation:
         try:
             with stage("create"):
                 shim = await self._runtime.spawner.spawn_shim(self._id, bundle, options)
+                if (recorder := RECORDER.get()) is not None:
+                    recorder.add(shim.timings, "create")
         except CreateError as err:
             raise _create_error(err) from err
         except SpawnerError as err:
@@ -178,8 +180,6 @@ class Creation:
         except TimeoutError as err:
             raise InternalError("the container cannot be created: its shim says nothing") from err
         undo.push_async_callback(shim.delete)
-        if (recorder := RECORDER.get()) is not None:
-            recorder.add(shim.timings, "create")
         for warning in shim.warnings:
             log.warning("container %s: %s", self._id, warning)
         return shim

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from api.errors import DeadlineExceededError, UnavailableError
-from api.stages import RECORDER, Stages
+from api.stages import Stages, record
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class Operation:
         self.key = key
         self.name = name
         self.detail = detail
-        self.stages = Stages()
+        self.stages = Stages(name, key)
         self.waiters = 0
         self.forgotten = False
         self.task: asyncio.Task[Any]
@@ -129,7 +129,7 @@ class Operations:
         operation = Operation(key, name, detail)
         # A context of its own: neither the deadline nor the trace of the RPC bounds the work.
         context = contextvars.copy_context()
-        context.run(RECORDER.set, operation.stages)
+        context.run(record, operation.stages)
         context.run(DEADLINE.set, None)
 
         async def body() -> T:
@@ -139,17 +139,19 @@ class Operations:
         operation.task.add_done_callback(lambda task: self._ended(operation, task))
         self._unclaimed.discard(key)
         self._current[key] = operation
+        operation.stages.begin()
         return operation
 
     def _ended(self, operation: Operation, task: asyncio.Task[Any]) -> None:
         del self._current[operation.key]
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        operation.stages.end(error)
         if not operation.forgotten:
             stages = dict(operation.stages.finished)
             stages["total"] = round(operation.stages.elapsed() * 1e9)
             self._timings.setdefault(operation.key, {})[operation.name] = stages
         if task.cancelled() or operation.waiters:
             return
-        error = task.exception()
         if error is not None:
             log.warning("%s of %s failed: %s", operation.name, operation.key, error)
         elif not operation.forgotten:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.errors import CRIError, ImagePullError
+from api.stages import operation, stage
 from imageservice import artifact
 from imageservice import manifest as m
 from imageservice.artifact import File
@@ -162,7 +163,8 @@ class Assembler:
             await self._make_layers(parts, source)
         finally:
             await asyncio.wait((put,))
-        await self._syncer.cover(put.result())
+        with stage("sync"):
+            await self._syncer.cover(put.result())
 
     def _put(self, documents: Sequence[Document]) -> int:
         """Store the small blobs; returns the ticket for their sync."""
@@ -176,7 +178,7 @@ class Assembler:
                 self._layers.ensure_files(parts.name, parts.config.diff_ids[0], parts.files, source)
             ]
         else:
-            works = [self._layers.ensure(layer, source) for layer in parts.wanted_layers()]
+            works = [self._make_layer(layer, source) for layer in parts.wanted_layers()]
         tasks = [asyncio.create_task(work) for work in works]
         try:
             await asyncio.gather(*tasks)
@@ -187,6 +189,10 @@ class Assembler:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _make_layer(self, layer: WantedLayer, source: Repository | None) -> None:
+        with stage("layer", layer.blob.digest):
+            await self._layers.ensure(layer, source)
 
 
 class PullEngine:
@@ -236,7 +242,8 @@ class PullEngine:
         pull = PullUnderWay(str(reference))
         self._under_way[pull] = None
         try:
-            return await self._follow(pull, reference, credentials)
+            with operation("PullImage", pull.image):
+                return await self._follow(pull, reference, credentials)
         finally:
             del self._under_way[pull]
 
@@ -244,11 +251,14 @@ class PullEngine:
         self, pull: PullUnderWay, reference: Reference, credentials: Credentials
     ) -> Image:
         repository = self._client.repository(reference, credentials)
-        documents, manifest = await self._resolve(repository, str(reference))
+        with stage("resolve"):
+            documents, manifest = await self._resolve(repository, str(reference))
         ends = (documents[0], documents[-1])
         digests = [document.descriptor.digest for document in ends]
-        await self._signatures.check(reference, credentials, digests)
-        config = await self._config(pull, repository, manifest.config)
+        with stage("signatures"):
+            await self._signatures.check(reference, credentials, digests)
+        with stage("config"):
+            config = await self._config(pull, repository, manifest.config)
         parsed = m.parse_document(documents[-1].body, str(reference))
         parts = make_parts(str(reference), documents, parsed, config)
         pull.existed = frozenset(filter(self._store.has_layer, parts.config.chain_ids))

@@ -10,7 +10,7 @@ from api.errors import (
     InternalError,
     UnavailableError,
 )
-from api.stages import stage
+from api.stages import MAX_EVENTS, RECORDER, note, observe, operation, stage, waiting_for
 from criserver.made_once import join_or_claim
 from criserver.operations import DEADLINE, Operations
 from criserver.stops import Stops
@@ -224,3 +224,141 @@ async def test_a_request_that_comes_before_the_grace_period_counts():
     stops.request("c", 0)
     stops.request("c", 3600)
     assert stops.over("c")
+
+
+class Told:
+    """An observer that keeps what it is told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def operation_began(self, operation):
+        self.lines.append(f"{operation.name} {operation.key} begins")
+
+    def operation_ended(self, operation):
+        self.lines.append(f"{operation.name} {operation.code} {operation.cause}".rstrip())
+
+    def stage_began(self, stage):
+        parent = f" in {stage.parent.name}" if stage.parent else ""
+        self.lines.append(f"+{stage.name}{parent}")
+
+    def stage_ended(self, stage):
+        self.lines.append(f"-{stage.name} {stage.outcome.value} {stage.cause}".rstrip())
+
+
+@pytest.fixture
+def told():
+    observer = Told()
+    stop = observe(observer)
+    yield observer.lines
+    stop()
+
+
+async def test_observers_are_told_of_operations_and_stages_in_their_order(told):
+    async def work():
+        with stage("sandbox"):
+            with stage("files"):
+                pass
+            with stage("network", "bridge"):
+                raise InternalError("no address left")
+
+    with pytest.raises(InternalError):
+        await Operations().run("x", "Run", work)
+    assert told == [
+        "Run x begins",
+        "+sandbox",
+        "+files in sandbox",
+        "-files ok",
+        "+network in sandbox",
+        "-network failed no address left",
+        "-sandbox failed no address left",
+        "Run INTERNAL no address left",
+    ]
+
+
+async def test_stages_of_tasks_nest_in_the_stage_that_started_them(told):
+    async def part(name):
+        with stage(name):
+            await asyncio.sleep(0)
+
+    async def work():
+        with stage("containers"):
+            await asyncio.gather(part("a"), part("b"))
+
+    await Operations().run("x", "Stop", work)
+    assert told[1:4] == ["+containers", "+a in containers", "+b in containers"]
+
+
+async def test_an_operation_knows_the_stage_of_the_one_that_asked_for_it():
+    operations, parents = Operations(), []
+
+    async def inner():
+        parents.append(RECORDER.get().parent)
+        with stage("kill"):
+            parents.append(RECORDER.get().all[-1].parent)
+
+    async def outer():
+        with stage("containers"):
+            await operations.run("c", "KillContainer", inner)
+
+    await operations.run("s", "StopPodSandbox", outer)
+    assert [parent and parent.name for parent in parents] == ["containers", None]
+    assert parents[0].operation.key == "s"
+
+
+async def test_what_is_cancelled_is_told_as_such(told):
+    operations, work = Operations(), Work()
+    caller = asyncio.create_task(operations.run("x", "Run", work))
+    await settle()
+    await operations.drain(0)
+    await asyncio.gather(caller, return_exceptions=True)
+    assert told[-2:] == ["-network cancelled CancelledError", "Run CANCELLED CancelledError"]
+
+
+async def test_an_observer_that_fails_fails_no_operation(caplog):
+    class Broken(Told):
+        def stage_ended(self, stage):
+            raise KeyError(stage.name)
+
+    work = Work()
+    work.release.set()
+    stop = observe(Broken())
+    try:
+        assert await Operations().run("x", "Run", work) == "done"
+    finally:
+        stop()
+    assert "failed in stage_ended" in caplog.text
+
+
+def test_stages_measured_elsewhere_keep_their_order_and_their_place(told):
+    with operation("CreateContainer", "c") as made, stage("create"):
+        made.add({"cgroup": 10, "fork": 20, "rootfs": 30, "total": 100}, "create")
+    create, *parts = made.all
+    assert [part.name for part in parts] == ["create.cgroup", "create.fork", "create.rootfs"]
+    starts = [part.started - parts[0].started for part in parts]
+    assert starts == [0, 10, 30]
+    assert all(part.parent is create and part.foreign for part in parts)
+    assert made.finished["create.total"] == 100
+    assert told[2:4] == ["+create.cgroup in create", "-create.cgroup ok"]
+
+
+def test_events_are_bounded_and_belong_to_the_innermost_stage():
+    with operation("PullImage", "busybox") as pull, stage("resolve"):
+        with stage("layer"):
+            note("503 from the registry")
+        for number in range(MAX_EVENTS + 5):
+            note(f"try {number}")
+        waiting_for(lambda: "registry.example: 503")
+        assert pull.innermost().waiting() == "registry.example: 503"
+    resolve, layer = pull.all
+    assert [event.text for event in layer.events] == ["503 from the registry"]
+    assert len(resolve.events) == MAX_EVENTS
+    assert resolve.events[-1].text == f"try {MAX_EVENTS + 4}"
+    assert resolve.waiting is None
+
+
+def test_without_an_operation_stages_and_notes_are_nothing(told):
+    with stage("network"):
+        note("nobody hears it")
+        waiting_for(str)
+    assert told == []
