@@ -19,29 +19,30 @@ from pathlib import Path
 from typing import Any
 
 from criserver import config_schema
+from criserver.config_observability import MAX_SOCKET_PATH, MetricsConfig, TracingConfig
 from criserver.config_schema import ConfigError, setting, table, tables
 from imageservice import pinning
 
 DEFAULT_CONFIG = Path("/etc/criserver/config.toml")
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("plain", "json")
 CGROUP_DRIVERS = ("cgroupfs", "systemd")
 
 # IFNAMSIZ less the NUL (man 7 netdevice).
 MAX_INTERFACE_NAME = 15
-
-# The kernel's limit on sun_path less the NUL (man 7 unix).
-MAX_SOCKET_PATH = 107
 
 __all__ = [
     "Config",
     "ConfigError",
     "ContainersConfig",
     "ImagesConfig",
+    "MetricsConfig",
     "NetworkConfig",
     "RegistriesConfig",
     "RuntimeConfig",
     "StreamingConfig",
+    "TracingConfig",
     "load",
     "main",
 ]
@@ -68,7 +69,7 @@ def _is_subnets(subnets: tuple[str, ...]) -> bool:
 
 def _is_listen(address: str) -> bool:
     return address == "" or (
-        address.startswith("unix:///") and len(address) <= 107 + len("unix://")
+        address.startswith("unix:///") and len(address) <= MAX_SOCKET_PATH + len("unix://")
     )
 
 
@@ -261,6 +262,13 @@ class Config:
         f"one of {', '.join(LOG_LEVELS)}",
         lambda level: level in LOG_LEVELS,
     )
+    log_format: str = setting(
+        "plain",
+        "plain: lines for a person; json: one object per line, with what the line is about in\n"
+        "fields of their own.",
+        f"one of {', '.join(LOG_FORMATS)}",
+        lambda name: name in LOG_FORMATS,
+    )
     default_runtime: str = setting(
         "runtimeshim",
         "The name of the embedded executor as a runtime handler; it is also the handler ''.",
@@ -278,6 +286,8 @@ class Config:
     registries: RegistriesConfig = table(RegistriesConfig)
     images: ImagesConfig = table(ImagesConfig)
     streaming: StreamingConfig = table(StreamingConfig)
+    metrics: MetricsConfig = table(MetricsConfig)
+    tracing: TracingConfig = table(TracingConfig)
     runtimes: dict[str, RuntimeConfig] = tables(
         "More runtime handlers, each an OCI runtime's binary, run by the same shim:\n"
         '[runtimes.runc]\npath = "/usr/sbin/runc"',
