@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from criserver import config_schema
+from criserver.config_observability import MAX_SOCKET_PATH, MetricsConfig, TracingConfig
 from criserver.config_schema import ConfigError, Given, setting, table, tables
 from imageservice import pinning
 
@@ -25,13 +26,11 @@ DEFAULT_CONFIG = Path("/etc/criserver/config.toml")
 DROP_INS = "config.d"  # beside the configuration file
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("plain", "json")
 CGROUP_DRIVERS = ("cgroupfs", "systemd")
 
 # IFNAMSIZ less the NUL (man 7 netdevice).
 MAX_INTERFACE_NAME = 15
-
-# The kernel's limit on sun_path less the NUL (man 7 unix).
-MAX_SOCKET_PATH = 107
 
 __all__ = [
     "Config",
@@ -39,10 +38,12 @@ __all__ = [
     "ContainersConfig",
     "ImagesConfig",
     "Loaded",
+    "MetricsConfig",
     "NetworkConfig",
     "RegistriesConfig",
     "RuntimeConfig",
     "StreamingConfig",
+    "TracingConfig",
     "load",
     "read",
 ]
@@ -69,7 +70,7 @@ def _is_subnets(subnets: tuple[str, ...]) -> bool:
 
 def _is_listen(address: str) -> bool:
     return address == "" or (
-        address.startswith("unix:///") and len(address) <= 107 + len("unix://")
+        address.startswith("unix:///") and len(address) <= MAX_SOCKET_PATH + len("unix://")
     )
 
 
@@ -272,6 +273,13 @@ class Config:
         lambda level: level in LOG_LEVELS,
         reloaded=True,
     )
+    log_format: str = setting(
+        "plain",
+        "plain: lines for a person; json: one object per line, with what the line is about in\n"
+        "fields of their own.",
+        f"one of {', '.join(LOG_FORMATS)}",
+        lambda name: name in LOG_FORMATS,
+    )
     default_runtime: str = setting(
         "runtimeshim",
         "The name of the embedded executor as a runtime handler; it is also the handler ''.",
@@ -289,6 +297,8 @@ class Config:
     registries: RegistriesConfig = table(RegistriesConfig)
     images: ImagesConfig = table(ImagesConfig)
     streaming: StreamingConfig = table(StreamingConfig)
+    metrics: MetricsConfig = table(MetricsConfig)
+    tracing: TracingConfig = table(TracingConfig)
     runtimes: dict[str, RuntimeConfig] = tables(
         "More runtime handlers, each an OCI runtime's binary, run by the same shim.",
         '[runtimes.runc]\npath = "/usr/sbin/runc"',

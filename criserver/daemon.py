@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from api.errors import CRIError
-from criserver import apparmor, oci_features
+from criserver import apparmor, logs, oci_features
 from criserver import config as configuration
 from criserver.config import Config, ConfigError
 from criserver.events import Events, publish_changes
@@ -78,7 +78,7 @@ def main(args: Sequence[str]) -> int:
     options = parser.parse_args(args)
     try:
         config = configuration.load_flags(options)
-        _set_up_logging(config.log_level)
+        logs.set_up(config.log_level, config.log_format)
         os.umask(0o022)  # modes in this project are those that are written
         lock = _lock(config)
         try:
@@ -89,17 +89,6 @@ def main(args: Sequence[str]) -> int:
         sys.stderr.write(f"criserver: {err}\n")
         return 1
     return 0
-
-
-def _set_up_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    # Their debug level tells of every system call, and aiohttp's of request headers.
-    for noisy in ("asyncio", "aiohttp", "grpc"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def _lock(config: Config) -> Lock:
@@ -233,12 +222,15 @@ async def _serve(
 ) -> None:
     """Bind the socket, recover, and answer until `stopping` is set; `reloads` runs meanwhile."""
     # Here, with the spawner running: grpc starts threads when it is imported.
+    from criserver.access_log import AccessLog
     from criserver.handlers import handlers
     from criserver.interceptors import Readiness
+    from criserver.rpc_subject import Subjects
     from criserver.server import bind, make_server
 
     readiness = Readiness()
-    server = make_server(handlers(runtime), readiness)
+    subjects = Subjects(runtime.sandboxes.mirror, runtime.containers.mirror)
+    server = make_server(handlers(runtime), readiness, [AccessLog(subjects)])
     _add_extension(server, runtime)
     socket = runtime.config.listen_path
     bind(server, socket)

@@ -1,4 +1,4 @@
-"""What every RPC goes through, once: errors to status codes, the access log, readiness, deadlines.
+"""What every RPC goes through, once: errors to status codes, observers, readiness, deadlines.
 
 A behaviour is `async (request, context) -> response` (or an asynchronous generator for a stream);
 each function here wraps one and returns another.
@@ -7,9 +7,7 @@ each function here wraps one and returns another.
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 from urllib.parse import quote
@@ -18,8 +16,7 @@ import grpc
 
 from api.errors import CRIError, UnavailableError
 from criserver.operations import DEADLINE
-
-log = logging.getLogger("criserver.rpc")
+from criserver.rpcs import CANCELLED, OK, Call, RPCObserver, tell_began, tell_ended
 
 Unary = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Any]]
 Stream = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], AsyncGenerator[Any, None]]
@@ -31,12 +28,6 @@ MAX_DETAILS = 6 * 1024
 # An error about a deadline has to be on its way before the deadline, or the client never sees it.
 ANSWER_SECONDS = 0.1
 ANSWER_SHARE = 0.1  # of what is left, when that is little
-
-# What clients poll; logged only when it fails, or at level debug.
-READ_ONLY = ("Version", "Status", "RuntimeConfig", "ImageFsInfo", "List", "Stream")
-
-# The request fields that name what an RPC is about. Nothing else of a request is ever logged.
-ID_FIELDS = ("container_id", "pod_sandbox_id")
 
 
 class Readiness:
@@ -57,8 +48,9 @@ class Readiness:
 class Interceptor(grpc.aio.ServerInterceptor):
     """Wraps each method's behaviour once, and hands out the wrapped one from then on."""
 
-    def __init__(self, readiness: Readiness) -> None:
+    def __init__(self, readiness: Readiness, observers: Sequence[RPCObserver] = ()) -> None:
         self._readiness = readiness
+        self._observers = observers
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -74,11 +66,11 @@ class Interceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
-            self._wrapped[path] = self._wrap(path.rsplit("/", 1)[-1], handler)
+            self._wrapped[path] = self._wrap(path, handler)
         return self._wrapped[path]
 
     def _wrap(
-        self, method: str, handler: grpc.RpcMethodHandler[Any, Any]
+        self, path: str, handler: grpc.RpcMethodHandler[Any, Any]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         codecs = {
             "request_deserializer": handler.request_deserializer,
@@ -89,52 +81,69 @@ class Interceptor(grpc.aio.ServerInterceptor):
         make: Any
         if handler.response_streaming:
             make = (grpc.unary_stream_rpc_method_handler, grpc.stream_stream_rpc_method_handler)
-            wrapped: Any = stream(method, several, self._readiness)
+            wrapped: Any = stream(path, several, self._readiness, self._observers)
         else:
             make = (grpc.unary_unary_rpc_method_handler, grpc.stream_unary_rpc_method_handler)
-            wrapped = unary(method, single, self._readiness)
+            wrapped = unary(path, single, self._readiness, self._observers)
         result: grpc.RpcMethodHandler[Any, Any] = make[handler.request_streaming](wrapped, **codecs)
         return result
 
 
-def unary(method: str, behaviour: Unary, readiness: Readiness) -> Unary:
+def unary(
+    path: str, behaviour: Unary, readiness: Readiness, observers: Sequence[RPCObserver]
+) -> Unary:
     """Wrap a behaviour with one response."""
 
     async def intercepted(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        start = time.monotonic()
+        call = _begin(path, request, context, observers)
         try:
             _check_ready(readiness)
             _take_deadline(context)
-            response = await behaviour(request, context)
+            call.response = await behaviour(request, context)
         except BaseException as err:
-            await _fail(method, request, context, err, start)
+            _note(call, err, observers)
+            await _abort(context, call)
             raise
-        _log_success(method, request, response, start)
-        return response
+        call.end(OK)
+        tell_ended(observers, call)
+        return call.response
 
     return intercepted
 
 
-def stream(method: str, behaviour: Stream, readiness: Readiness) -> Stream:
+def stream(
+    path: str, behaviour: Stream, readiness: Readiness, observers: Sequence[RPCObserver]
+) -> Stream:
     """Wrap a behaviour with a stream of responses."""
 
     async def intercepted(
         request: Any, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncGenerator[Any, None]:
-        start = time.monotonic()
+        call = _begin(path, request, context, observers)
         try:
             _check_ready(readiness)
             async with aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
                     yield response
-        except GeneratorExit:  # the caller has gone between two messages
+        except BaseException as err:  # GeneratorExit: the caller has gone between two messages
+            _note(call, err, observers)
+            await _abort(context, call)
             raise
-        except BaseException as err:
-            await _fail(method, request, context, err, start)
-            raise
-        _log_success(method, request, None, start)
+        call.end(OK)
+        tell_ended(observers, call)
 
     return intercepted
+
+
+def _begin(
+    path: str,
+    request: Any,
+    context: grpc.aio.ServicerContext[Any, Any],
+    observers: Sequence[RPCObserver],
+) -> Call:
+    call = Call(path, request, cast("Any", context.invocation_metadata()))
+    tell_began(observers, call)
+    return call
 
 
 def _check_ready(readiness: Readiness) -> None:
@@ -151,67 +160,21 @@ def _take_deadline(context: grpc.aio.ServicerContext[Any, Any]) -> None:
     DEADLINE.set(asyncio.get_running_loop().time() + remaining - margin)
 
 
-async def _fail(
-    method: str,
-    request: Any,
-    context: grpc.aio.ServicerContext[Any, Any],
-    error: BaseException,
-    start: float,
-) -> None:
-    """Log a failure and end the RPC with its code; cancellation goes on as it is."""
-    if isinstance(error, asyncio.CancelledError):
-        log.info("%s: the caller has gone", _line(method, request, None, start))
-        return
-    if not isinstance(error, Exception):
-        return
+def _note(call: Call, error: BaseException, observers: Sequence[RPCObserver]) -> None:
+    """Note the failure of an RPC, and tell of it."""
     if isinstance(error, CRIError):
-        code, details = grpc.StatusCode[error.code], str(error)
-        log.warning("%s: %s: %s", _line(method, request, None, start), error.code, _short(details))
+        call.end(error.code, _short(str(error)))
+    elif isinstance(error, Exception):
+        call.end("INTERNAL", _short(f"{type(error).__name__}: {error}"), error)
     else:
-        code, details = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
-        log.error("%s: a fault", _line(method, request, None, start), exc_info=error)
-    await context.abort(code, _short(details))
+        call.end(CANCELLED)
+    tell_ended(observers, call)
 
 
-def _log_success(method: str, request: Any, response: Any, start: float) -> None:
-    level = logging.DEBUG if _is_read_only(method) else logging.INFO
-    if log.isEnabledFor(level):
-        log.log(level, "%s: ok", _line(method, request, response, start))
-
-
-def _is_read_only(method: str) -> bool:
-    return method.startswith(READ_ONLY) or method.endswith("Status")
-
-
-def _line(method: str, request: Any, response: Any, start: float) -> str:
-    """Return what the log says of an RPC: method, pod, ids, image, duration. Never its content."""
-    words = [method]
-    metadata = _metadata(request)
-    if metadata is not None:
-        words.append(f"pod={metadata.namespace}/{metadata.name}")
-    for message in (request, response):
-        words += [
-            f"{field}={value[:80]!r}" for field in ID_FIELDS if (value := _text(message, field))
-        ]
-    image = getattr(request, "image", None)
-    if image is not None and (reference := _text(image, "image")):
-        words.append(f"image={reference[:256]!r}")
-    words.append(f"{(time.monotonic() - start) * 1000:.1f} ms")
-    return " ".join(words)
-
-
-def _metadata(request: Any) -> Any:
-    """Return the pod's metadata where the request carries the pod's config."""
-    for field in ("sandbox_config", "config"):
-        config = getattr(request, field, None)
-        if config is not None and hasattr(config, "log_directory") and config.HasField("metadata"):
-            return config.metadata
-    return None
-
-
-def _text(message: Any, field: str) -> str:
-    value = getattr(message, field, "")
-    return value if isinstance(value, str) else ""
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], call: Call) -> None:
+    """End a failed RPC with its code; cancellation goes on as it is."""
+    if call.code != CANCELLED:
+        await context.abort(grpc.StatusCode[call.code], call.message)
 
 
 def _short(details: str) -> str:

@@ -6,7 +6,7 @@ A method that has no handler answers UNIMPLEMENTED, which clients take as "use a
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from api.cri import api_pb2
 from api.errors import UnimplementedError
 from criserver.interceptors import Interceptor, Readiness, Stream, Unary
+from criserver.rpcs import RPCObserver
 from criserver.server_limits import MAX_MESSAGE
 
 OPTIONS = (
@@ -29,10 +30,12 @@ StreamHandler = Callable[[Any], AsyncIterator[Any]]
 
 
 def make_server(
-    handlers: Mapping[str, Handler | StreamHandler], readiness: Readiness
+    handlers: Mapping[str, Handler | StreamHandler],
+    readiness: Readiness,
+    observers: Sequence[RPCObserver] = (),
 ) -> grpc.aio.Server:
     """Return a server of RuntimeService and ImageService; `handlers` are by method name."""
-    server = grpc.aio.server(interceptors=(Interceptor(readiness),), options=OPTIONS)
+    server = grpc.aio.server(interceptors=(Interceptor(readiness, observers),), options=OPTIONS)
     for service in api_pb2.DESCRIPTOR.services_by_name.values():
         methods = {
             method.name: _method_handler(method, handlers.get(method.name))

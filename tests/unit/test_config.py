@@ -7,6 +7,7 @@ import pytest
 
 from criserver import config_command, config_schema, config_text
 from criserver.config import Config, ConfigError, RuntimeConfig, load
+from criserver.config_observability import Address, parse_address
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = list(config_schema.settings(Config))
@@ -135,6 +136,14 @@ def test_dump_says_where_each_value_is_from(tmp_path, capsys):
         ("[streaming]\naddress = 'localhost'\n", 2, "an IPv4 or IPv6 address"),
         ("[streaming]\nidle_timeout_seconds = 0\n", 2, "more than 0"),
         ("[streaming]\ntls_cert_file = 'tls.crt'\n", 2, "an absolute path, or empty"),
+        ("log_format = 'xml'\n", 1, "one of plain, json"),
+        ("[metrics]\nlisten = 'localhost:9090'\n", 2, "IP:PORT"),
+        ("[metrics]\nlisten = '127.0.0.1:65536'\n", 2, "IP:PORT"),
+        ("[metrics]\nlisten = '::1:9090'\n", 2, "[IPv6]:PORT"),
+        (f"[metrics]\nlisten = 'unix:///{'x' * 107}'\n", 2, "at most 107 bytes"),
+        ("[tracing]\nendpoint = '127.0.0.1:4317'\n", 2, "http://HOST:PORT"),
+        ("[tracing]\nendpoint = 'http://collector'\n", 2, "http://HOST:PORT"),
+        ("[tracing]\nsampling_ratio = 1.5\n", 2, "0 to 1"),
         ("cgroup_driver = 'docker'\n", 1, "one of cgroupfs"),
         ("runtimes = 1\n", 1, "runtimes must be tables"),
         ("[runtimes]\nrunc = '/bin/sh'\n", 1, "runtimes.runc must be a table"),
@@ -224,3 +233,15 @@ def test_check_says_that_a_good_configuration_is_good(tmp_path, capsys):
 def test_a_run_dir_whose_socket_has_no_legal_name_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="listen"):
         load(write(tmp_path / "config.toml", f"run_dir = '/{'r' * 100}'\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("unix:///run/m.sock", Address(path="/run/m.sock")),
+        ("127.0.0.1:9090", Address(host="127.0.0.1", port=9090)),
+        ("[::1]:0", Address(host="::1", port=0)),
+    ],
+)
+def test_the_metrics_are_served_on_a_socket_or_a_port(text, address):
+    assert parse_address(text) == address

@@ -23,6 +23,7 @@ from api.errors import (
     UnimplementedError,
 )
 from criserver import interceptors, server
+from criserver.access_log import AccessLog
 from criserver.operations import Operations
 
 
@@ -36,7 +37,7 @@ class Served:
         self.readiness.ready()
 
     async def __aenter__(self):
-        self.server = server.make_server(self.handlers, self.readiness)
+        self.server = server.make_server(self.handlers, self.readiness, [AccessLog()])
         server.bind(self.server, self.socket)
         await self.server.start()
         self.channel = grpc.aio.insecure_channel(f"unix://{self.socket}", options=server.OPTIONS)
