@@ -17,9 +17,9 @@ from criserver import cdi, resources_merge, signals, users
 from criserver.container_spec import (
     ContainerSpecInput,
     HostFacts,
+    anonymous_volumes,
     container_spec,
     fields,
-    image_volumes,
     limits,
     localhost_profile,
     mounts,
@@ -96,7 +96,7 @@ def _input(config: cri.ContainerConfig, host: HostFacts) -> ContainerSpecInput |
         pins = PINS | {"user": "/pins/user"}
     try:
         user = users.resolve_user(context, "web", _PASSWD, b"")
-        volumes = image_volumes(IMAGE, config)
+        volumes = anonymous_volumes(IMAGE, config)
     except InvalidArgumentError:
         return None
     return ContainerSpecInput(
