@@ -60,6 +60,7 @@ async def create_container(
     sandbox = runtime.sandboxes.mirror.get(request.pod_sandbox_id)
     config = request.config
     log_place = _check(sandbox, request)
+    runtime.operations.claim(sandbox.id)  # who creates in it has taken it
     name = container_name(config.metadata, sandbox.message.metadata)
     holder = runtime.containers.mirror.by_name(name)
     if holder is not None:

@@ -11,8 +11,9 @@ async def join_or_claim(operations: Operations, name: str, holder: Record) -> st
     """Return the id of the object that holds the wanted name, if the caller may have it.
 
     The kubelet repeats a creation that outlasted its deadline, with the same name: it joins the
-    operation `name`, or gets the finished object that nobody was there to take. Otherwise the name
-    belongs to somebody: AlreadyExistsError.
+    operation `name`, or gets the finished object that nobody was there to take, or of which that
+    cannot be told (see Operations.offer). Otherwise the name belongs to somebody:
+    AlreadyExistsError.
     """
     if not holder.made and operations.in_flight(holder.id, name):
         return await operations.run(holder.id, name, _never)

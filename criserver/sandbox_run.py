@@ -27,6 +27,8 @@ async def run_pod_sandbox(
     _check(runtime, request)
     holder = runtime.sandboxes.mirror.by_name(sandbox_name(config.metadata))
     if holder is not None:
+        if holder.made and holder.state != cri.SANDBOX_READY:
+            runtime.operations.claim(holder.id)  # it is of no use to a retry
         sandbox_id = await join_or_claim(runtime.operations, OPERATION, holder)
     else:
         sandbox = runtime.sandboxes.reserve(new_id(), config, request.runtime_handler)
