@@ -34,7 +34,7 @@ from criserver.container_spec import (
     container_spec,
     localhost_profile,
 )
-from criserver.made_once import join_or_claim
+from criserver.made_once import holder_of, join_or_claim
 from criserver.runtime import Runtime, new_id
 from criserver.store.containers import State, container_name
 from criserver.store.sandboxes import Sandbox
@@ -62,7 +62,7 @@ async def create_container(
     log_place = _check(sandbox, request)
     runtime.operations.claim(sandbox.id)  # who creates in it has taken it
     name = container_name(config.metadata, sandbox.message.metadata)
-    holder = runtime.containers.mirror.by_name(name)
+    holder = holder_of(runtime.operations, OPERATION, runtime.containers, name)
     if holder is not None:
         container_id = await join_or_claim(runtime.operations, OPERATION, holder)
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -164,6 +165,10 @@ async def _fail(
         return
     if not isinstance(error, Exception):
         return
+    if isinstance(error, sqlite3.OperationalError):
+        error = UnavailableError(
+            f"the database cannot be used: {error}: its file system may be full or read-only"
+        )
     if isinstance(error, CRIError):
         code, details = grpc.StatusCode[error.code], str(error)
         log.warning("%s: %s: %s", _line(method, request, None, start), error.code, _short(details))

@@ -209,7 +209,8 @@ class ImageService:
         """Make the volumes that the image wants: path in the image -> directory on the host.
 
         They begin with what the image has there and go with the root filesystem. Raises
-        InvalidArgumentError where that is no directory, InternalError when they cannot be made.
+        InvalidArgumentError where that is no directory, InternalError or UnavailableError when
+        they cannot be made.
         """
         return await self._snapshots.add_volumes(rootfs, container_id, paths)
 

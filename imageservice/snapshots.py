@@ -17,7 +17,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from api.errors import FailedPreconditionError, InternalError, InvalidArgumentError
+from api.errors import (
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from imageservice.collector import Collector
 from imageservice.files_worker import MAX_FILE
 from imageservice.layers import Layers
@@ -126,7 +131,8 @@ class Snapshots:
         """Make a volume for each path in the image; returns their directories on the host.
 
         They begin with what the image has there, and go with the writable layer. Raises
-        InvalidArgumentError where that is no directory, InternalError when they cannot be made.
+        InvalidArgumentError where that is no directory, InternalError or UnavailableError when
+        they cannot be made.
         """
         if not paths:
             return {}
@@ -140,7 +146,9 @@ class Snapshots:
             answer, _ = await self._spawner.run_worker(
                 VOLUMES_WORKER, args, timeout=VOLUMES_SECONDS
             )
-        except (WorkerError, SpawnerError, TimeoutError) as err:
+        except SpawnerError as err:
+            raise UnavailableError(f"the volumes of the image cannot be made now: {err}") from err
+        except (WorkerError, TimeoutError) as err:
             raise InternalError(f"the volumes of the image cannot be made: {err}") from err
         if (path := answer.get("not_a_directory")) is not None:
             raise InvalidArgumentError(
@@ -176,7 +184,10 @@ class Snapshots:
     # -- users --------------------------------------------------------------------------------
 
     async def user_database(self, image: Image) -> UserDatabase:
-        """Return the image's passwd and group; raises InternalError when it cannot be read."""
+        """Return the image's passwd and group.
+
+        Raises InternalError when it cannot be read, UnavailableError without a spawner.
+        """
         database = self._databases.get(image.id)
         if database is None:
             database = await self._read_users(image)
@@ -190,7 +201,9 @@ class Snapshots:
         args = {"lowerdirs": lowerdirs, "files": ["etc/passwd", "etc/group"]}
         try:
             answer, fds = await self._spawner.run_worker(FILES_WORKER, args, timeout=FILES_SECONDS)
-        except (WorkerError, SpawnerError, TimeoutError) as err:
+        except SpawnerError as err:
+            raise UnavailableError(f"cannot read an image's users now: {err}") from err
+        except (WorkerError, TimeoutError) as err:
             raise InternalError(f"cannot read the users of image {image.id}: {err}") from err
         with os.fdopen(fds[0], "rb") as file:
             file.seek(0)
