@@ -12,6 +12,7 @@ import os
 import posixpath
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +28,13 @@ from api.errors import (
 from api.stages import RECORDER, stage
 from criserver import apparmor, cdi, host_devices, image_volumes, signals
 from criserver.bundle import remove_bundle, write_bundle
-from criserver.container_spec import ContainerSpecInput, container_spec, localhost_profile
-from criserver.made_once import join_or_claim
+from criserver.container_spec import (
+    ContainerSpecInput,
+    anonymous_volumes,
+    container_spec,
+    localhost_profile,
+)
+from criserver.made_once import holder_of, join_or_claim
 from criserver.runtime import Runtime, new_id
 from criserver.store.containers import State, container_name
 from criserver.store.sandboxes import Sandbox
@@ -54,8 +60,9 @@ async def create_container(
     sandbox = runtime.sandboxes.mirror.get(request.pod_sandbox_id)
     config = request.config
     log_place = _check(sandbox, request)
+    runtime.operations.claim(sandbox.id)  # who creates in it has taken it
     name = container_name(config.metadata, sandbox.message.metadata)
-    holder = runtime.containers.mirror.by_name(name)
+    holder = holder_of(runtime.operations, OPERATION, runtime.containers, name)
     if holder is not None:
         container_id = await join_or_claim(runtime.operations, OPERATION, holder)
     else:
@@ -129,14 +136,17 @@ class Creation:
             with stage("rootfs"):  # from here on the image's layers stay, whoever removes it
                 undo.push_async_callback(runtime.images.remove_rootfs, self._id)
                 rootfs = await runtime.images.prepare_rootfs(image, self._id)
-                volumes = await image_volumes.prepare(runtime.images, self._id, self._config)
+                mounted = await image_volumes.prepare(runtime.images, self._id, self._config)
+            with stage("volumes"):
+                wanted = anonymous_volumes(_image_config(image), self._config)
+                volumes = await runtime.images.add_volumes(rootfs, self._id, wanted)
             with stage("user"):
                 user = await self._user(image)
             with stage("spec"):
-                spec = self._spec(image, user, volumes)
+                spec = self._spec(image, user, mounted, volumes)
                 await self._add_cdi_devices(spec)
                 await asyncio.to_thread(self._make_directories)
-            await self._relabel(spec["linux"].get("mountLabel", ""))
+            await self._relabel(spec["linux"].get("mountLabel", ""), volumes.values())
             shim = await self._isolate(rootfs, spec, undo)
             # The sandbox may have been stopped meanwhile; it has not seen this container then.
             _check_ready(runtime.sandboxes.mirror.get(self._sandbox.id))
@@ -218,7 +228,11 @@ class Creation:
             return int(signal.SIGTERM)
 
     def _spec(
-        self, image: Image, user: ResolvedUser, volumes: dict[int, tuple[str, ...]]
+        self,
+        image: Image,
+        user: ResolvedUser,
+        image_mounts: dict[int, tuple[str, ...]],
+        volumes: dict[str, str],
     ) -> dict[str, Any]:
         runtime, config = self._runtime, self._config
         context = config.linux.security_context
@@ -241,7 +255,8 @@ class Creation:
                 user=user,
                 host=host,
                 devices=tuple(host_devices.requested(list(config.devices))),
-                image_mounts=volumes,
+                volumes=volumes,
+                image_mounts=image_mounts,
                 seccomp_profile=_read_profile(localhost_profile(context)),
                 target_pid_namespace=self._target(context.namespace_options),
             )
@@ -270,9 +285,10 @@ class Creation:
             )
         return f"/proc/{target.pid}/ns/pid"
 
-    async def _relabel(self, label: str) -> None:
-        """Label the volumes that ask for it; without SELinux there is nothing to do."""
+    async def _relabel(self, label: str, own: Iterable[str]) -> None:
+        """Label the volumes that ask for it, and its own ones; nothing to do without SELinux."""
         volumes = [each.host_path for each in self._config.mounts if each.selinux_relabel]
+        volumes += own
         if not (label and volumes):
             return
         with stage("relabel"):

@@ -28,6 +28,7 @@ from criserver import config as configuration
 from criserver.config import Config, ConfigError
 from criserver.events import Events, publish_changes
 from criserver.host_facts import host_facts
+from criserver.readiness import RuntimeReadiness
 from criserver.recovery import recover
 from criserver.reload import reload_forever
 from criserver.runtime import Runtime
@@ -172,6 +173,7 @@ def _make_runtime(
         cgroups=manager,
         collector=Collector(manager, sandboxes, containers, images.writable_usage),
         streams=_make_streams(config),
+        readiness=RuntimeReadiness(spawner, connection),
     )
 
 

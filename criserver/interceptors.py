@@ -7,6 +7,7 @@ each function here wraps one and returns another.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, cast
@@ -162,6 +163,10 @@ def _take_deadline(context: grpc.aio.ServicerContext[Any, Any]) -> None:
 
 def _note(call: Call, error: BaseException, observers: Sequence[RPCObserver]) -> None:
     """Note the failure of an RPC, and tell of it."""
+    if isinstance(error, sqlite3.OperationalError):
+        error = UnavailableError(
+            f"the database cannot be used: {error}: its file system may be full or read-only"
+        )
     if isinstance(error, CRIError):
         call.end(error.code, _short(str(error)))
     elif isinstance(error, Exception):

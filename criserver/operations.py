@@ -94,6 +94,10 @@ class Operations:
         """Say what is being done to all objects, for a person."""
         return [operation.where() for operation in self._current.values()]
 
+    def offer(self, key: str) -> None:
+        """Let a retry take an object, whose making may not have been answered before a crash."""
+        self._unclaimed.add(key)
+
     def claim(self, key: str) -> bool:
         """Take the finished result that nobody waited for; False if there is none."""
         unclaimed = key in self._unclaimed

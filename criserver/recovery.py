@@ -48,6 +48,7 @@ async def recover(runtime: Runtime, connection: sqlite3.Connection) -> None:
     await _each(_undo_sandbox(runtime, sandbox.id) for sandbox in sandboxes.unmade())
     for sandbox in sandboxes.made():
         _recover_sandbox(runtime, sandbox, rebooted)
+    _offer_unused(runtime)
     await runtime.pods.reconcile([sandbox.id for sandbox in sandboxes.made()])
     await runtime.images.recover([container.id for container in containers.made()])
     if rebooted:
@@ -139,6 +140,20 @@ async def _undo_sandbox(runtime: Runtime, sandbox_id: str) -> None:
     log.info("pod sandbox %s was half made: removed", sandbox_id)
     await runtime.pods.remove(sandbox_id)
     runtime.sandboxes.remove(sandbox_id)
+
+
+def _offer_unused(runtime: Runtime) -> None:
+    """Offer what may have been made without an answer: nobody has done anything with it yet.
+
+    Who has its id never asks for the same name and attempt again; who has not is the kubelet that
+    the earlier daemon did not come to answer, and its retry would fail until the object is removed.
+    """
+    for container in runtime.containers.mirror.made():
+        if container.state is State.CREATED:
+            runtime.operations.offer(container.id)
+    for sandbox in runtime.sandboxes.mirror.made():
+        if sandbox.state == cri.SANDBOX_READY and not runtime.containers.of_sandbox(sandbox.id):
+            runtime.operations.offer(sandbox.id)
 
 
 def _recover_sandbox(runtime: Runtime, sandbox: Sandbox, rebooted: bool) -> None:

@@ -12,6 +12,7 @@ from criserver.config import Config
 from criserver.container_spec import HostFacts
 from criserver.events import Events
 from criserver.operations import Operations
+from criserver.readiness import RuntimeReadiness
 from criserver.sandbox_watch import SandboxWatch
 from criserver.shims import Shims
 from criserver.stats.collector import Collector
@@ -48,6 +49,7 @@ class Runtime:
     cgroups: CgroupManager
     collector: Collector
     streams: StreamingServer
+    readiness: RuntimeReadiness
     recursive_read_only: Collection[str] = ()  # external runtime handlers that can mount so
     operations: Operations = field(default_factory=Operations)
     stops: Stops = field(default_factory=Stops)

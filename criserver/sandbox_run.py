@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from api.cri import api_pb2 as cri
 from api.errors import InvalidArgumentError
 from api.stages import stage
-from criserver.made_once import join_or_claim
+from criserver.made_once import holder_of, join_or_claim
 from criserver.runtime import Runtime, new_id
 from criserver.store.sandboxes import sandbox_name
 
@@ -25,8 +26,11 @@ async def run_pod_sandbox(
     """Create a sandbox and make it READY; the same name again joins the operation in flight."""
     config = request.config
     _check(runtime, request)
-    holder = runtime.sandboxes.mirror.by_name(sandbox_name(config.metadata))
+    name = sandbox_name(config.metadata)
+    holder = holder_of(runtime.operations, OPERATION, runtime.sandboxes, name)
     if holder is not None:
+        if holder.made and holder.state != cri.SANDBOX_READY:
+            runtime.operations.claim(holder.id)  # it is of no use to a retry
         sandbox_id = await join_or_claim(runtime.operations, OPERATION, holder)
     else:
         sandbox = runtime.sandboxes.reserve(new_id(), config, request.runtime_handler)
@@ -60,7 +64,8 @@ def _check(runtime: Runtime, request: cri.RunPodSandboxRequest) -> None:
 
 async def _run(runtime: Runtime, sandbox_id: str, config: cri.PodSandboxConfig) -> str:
     created_at = time.time_ns()
-    try:
+    async with AsyncExitStack() as undo:
+        undo.callback(runtime.sandboxes.remove, sandbox_id)
         if config.log_directory:
             directory = Path(config.log_directory)
             await asyncio.to_thread(
@@ -68,10 +73,8 @@ async def _run(runtime: Runtime, sandbox_id: str, config: cri.PodSandboxConfig) 
             )
         with stage("sandbox"):
             made = await runtime.pods.create(sandbox_id, config)
-    except BaseException:
-        # Sandboxes.create has undone what it did; the name is free again.
-        runtime.sandboxes.remove(sandbox_id)
-        raise
-    sandbox = runtime.sandboxes.created(sandbox_id, dataclasses.asdict(made), created_at)
+        undo.push_async_callback(runtime.pods.remove, sandbox_id)
+        sandbox = runtime.sandboxes.created(sandbox_id, dataclasses.asdict(made), created_at)
+        undo.pop_all()
     runtime.sandbox_watch.add(sandbox)
     return sandbox_id

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sqlite3
 import time
 from pathlib import Path
 
 from criserver.store.sandboxes import Sandbox, SandboxStore
 
 log = logging.getLogger(__name__)
+
+# How often a database that cannot be written is tried again.
+RECORD_INTERVAL_SECONDS = 1.0
 
 
 class SandboxWatch:
@@ -49,7 +53,18 @@ class SandboxWatch:
     def _ended(self, sandbox_id: str) -> None:
         log.warning("pod sandbox %s is not ready any more: its init has ended", sandbox_id)
         self.remove(sandbox_id)
-        self._sandboxes.stopped(sandbox_id, time.time_ns())
+        self._record(sandbox_id, time.time_ns())
+
+    def _record(self, sandbox_id: str, ended_at: int) -> None:
+        """Record an end, later where the database cannot be written now (a full disk)."""
+        if sandbox_id not in self._sandboxes.mirror:  # removed meanwhile
+            return
+        try:
+            self._sandboxes.stopped(sandbox_id, ended_at)
+        except sqlite3.OperationalError as err:
+            log.warning("the end of pod sandbox %s cannot be recorded now: %s", sandbox_id, err)
+            loop = asyncio.get_running_loop()
+            loop.call_later(RECORD_INTERVAL_SECONDS, self._record, sandbox_id, ended_at)
 
 
 def _open(pid: int, pin: Path) -> int | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from criserver.bundle import read_spec
@@ -20,6 +22,9 @@ LOST = "the container's shim died and left no exit record"
 # A fork takes milliseconds; a spawner that has died as well is started anew in the meantime.
 ADOPTION_SECONDS = 10.0
 ADOPTION_INTERVAL_SECONDS = 0.05
+
+# How often a database that cannot be written (a full disk) is tried again.
+RECORD_INTERVAL_SECONDS = 1.0
 
 
 class Shims:
@@ -84,9 +89,10 @@ class Shims:
         if record is None:
             log.warning("container %s is lost", container_id)
             await asyncio.to_thread(kill_remains, shim.bundle)
-            self.lost(container_id)
+            await self._recorded(container_id, lambda: self.lost(container_id))
             return
-        container = self._containers.exited(container_id, *record)
+        await self._recorded(container_id, lambda: self._containers.exited(container_id, *record))
+        container = self._containers.mirror.exact(container_id)
         log.info("container %s exited: code %d", container_id, container.exit_code)
         await self._shims[container_id].delete()
 
@@ -103,6 +109,20 @@ class Shims:
             log.warning("container %s: adopted by another shim", container_id)
             shim = found
             self._use(container_id, shim)
+
+    async def _recorded(self, container_id: str, record: Callable[[], object]) -> None:
+        """Record an end, and try again until the database can be written: nobody tells it twice.
+
+        Raises what is no fault of the database.
+        """
+        while True:
+            try:
+                record()
+            except sqlite3.OperationalError as err:
+                log.warning("the end of container %s cannot be recorded now: %s", container_id, err)
+                await asyncio.sleep(RECORD_INTERVAL_SECONDS)
+            else:
+                return
 
     def lost(self, container_id: str) -> None:
         """Record that nobody knows how the container ended."""

@@ -32,14 +32,13 @@ async def version(_runtime: Runtime, _request: cri.VersionRequest) -> cri.Versio
 
 async def status(runtime: Runtime, request: cri.StatusRequest) -> cri.StatusResponse:
     """Say whether the runtime and its network are ready, and what they can do."""
+    condition = await runtime.readiness.condition()
     ready, reason, message = await runtime.network.status()
     network = cri.RuntimeCondition(
         type="NetworkReady", status=ready, reason="" if ready else reason, message=message
     )
     return cri.StatusResponse(
-        status=cri.RuntimeStatus(
-            conditions=[cri.RuntimeCondition(type="RuntimeReady", status=True), network]
-        ),
+        status=cri.RuntimeStatus(conditions=[condition, network]),
         runtime_handlers=[
             cri.RuntimeHandler(name=name, features=_handler_features(runtime, name))
             for name in ("", *runtime.config.handlers)

@@ -27,7 +27,13 @@ from imageservice.pull import Assembler, PullEngine
 from imageservice.registry import RegistryClient
 from imageservice.settings import ImageSettings
 from imageservice.signatures import SignatureCheck
-from imageservice.snapshots import FILES_WORKER, Snapshots, Usage, UserDatabase
+from imageservice.snapshots import (
+    FILES_WORKER,
+    VOLUMES_WORKER,
+    Snapshots,
+    Usage,
+    UserDatabase,
+)
 from imageservice.store import ORPHAN_SECONDS, Image, ImageStore
 from imageservice.syncing import Syncer
 from imageservice.views import SUBPATH_WORKER, Views
@@ -43,6 +49,7 @@ WORKERS: Final = {
     UNPACK_WORKER: "imageservice.unpack_worker:main",
     PARENTS_WORKER: "imageservice.unpack_worker:adopt_parents",
     FILES_WORKER: "imageservice.files_worker:main",
+    VOLUMES_WORKER: "imageservice.volumes_worker:main",
     SUBPATH_WORKER: "imageservice.files_worker:find_directory",
     VERIFY_WORKER: "imageservice.verify_worker:main",
 }
@@ -208,8 +215,19 @@ class ImageService:
         """
         return await self._views.volume(image, container_id, sub_path)
 
+    async def add_volumes(
+        self, rootfs: Rootfs, container_id: str, paths: Sequence[str]
+    ) -> dict[str, str]:
+        """Make the volumes that the image wants: path in the image -> directory on the host.
+
+        They begin with what the image has there and go with the root filesystem. Raises
+        InvalidArgumentError where that is no directory, InternalError or UnavailableError when
+        they cannot be made.
+        """
+        return await self._snapshots.add_volumes(rootfs, container_id, paths)
+
     async def remove_rootfs(self, container_id: str) -> None:
-        """Remove a container's writable layer; idempotent."""
+        """Remove a container's writable layer and its volumes; idempotent."""
         await self._snapshots.remove(container_id)
 
     async def user_database(self, image: Image) -> UserDatabase:

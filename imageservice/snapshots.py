@@ -1,6 +1,7 @@
 """Root filesystems of containers: the image's layers below, a writable layer of their own above.
 
-The overlay itself is mounted by the container's init; here are only its directories.
+The overlay itself is mounted by the container's init; here are only its directories, and those of
+the anonymous volumes that the image wants.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from api.errors import FailedPreconditionError, InternalError, InvalidArgumentError
+from api.errors import (
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from imageservice.collector import Collector
 from imageservice.files_worker import MAX_FILE
 from imageservice.layers import Layers
@@ -26,6 +32,8 @@ from runtimeshim.client import Rootfs, Spawner, SpawnerError, WorkerError
 
 FILES_WORKER = "image_files"
 FILES_SECONDS = 60.0
+VOLUMES_WORKER = "image_volumes"
+VOLUMES_SECONDS = 600.0  # for gigabytes of an image that are to be copied on a slow disk
 # Images whose user database is kept in memory, of at most two MAX_FILE each.
 MAX_DATABASES = 64
 # How old the figure of a writable layer may be: the kubelet asks every 10 s. One that took long to
@@ -117,8 +125,39 @@ class Snapshots:
         os.chmod(upper, stat.S_IMODE(top.st_mode))
         return Rootfs(lowerdirs, str(upper), str(work), volatile=self._volatile)
 
+    async def add_volumes(
+        self, rootfs: Rootfs, container_id: str, paths: Sequence[str]
+    ) -> dict[str, str]:
+        """Make a volume for each path in the image; returns their directories on the host.
+
+        They begin with what the image has there, and go with the writable layer. Raises
+        InvalidArgumentError where that is no directory, InternalError or UnavailableError when
+        they cannot be made.
+        """
+        if not paths:
+            return {}
+        directory = self._path(container_id) / "volumes"
+        directory.mkdir(mode=0o700)
+        volumes = {path: str(directory / str(number)) for number, path in enumerate(paths)}
+        for volume in volumes.values():
+            os.mkdir(volume, 0o755)
+        args = {"lowerdirs": list(rootfs.lowerdirs), "volumes": volumes}
+        try:
+            answer, _ = await self._spawner.run_worker(
+                VOLUMES_WORKER, args, timeout=VOLUMES_SECONDS
+            )
+        except SpawnerError as err:
+            raise UnavailableError(f"the volumes of the image cannot be made now: {err}") from err
+        except (WorkerError, TimeoutError) as err:
+            raise InternalError(f"the volumes of the image cannot be made: {err}") from err
+        if (path := answer.get("not_a_directory")) is not None:
+            raise InvalidArgumentError(
+                f"the image wants a volume at {path[:256]!r}, which is not a directory in it"
+            )
+        return volumes
+
     async def remove(self, container_id: str) -> None:
-        """Remove a writable layer, and layers that nobody else needs. Idempotent."""
+        """Remove a writable layer, its volumes, and layers that nobody else needs. Idempotent."""
         path = self._path(container_id)
         trash = self._directory / f"{_TRASH}{secrets.token_hex(8)}"
         try:
@@ -145,7 +184,10 @@ class Snapshots:
     # -- users --------------------------------------------------------------------------------
 
     async def user_database(self, image: Image) -> UserDatabase:
-        """Return the image's passwd and group; raises InternalError when it cannot be read."""
+        """Return the image's passwd and group.
+
+        Raises InternalError when it cannot be read, UnavailableError without a spawner.
+        """
         database = self._databases.get(image.id)
         if database is None:
             database = await self._read_users(image)
@@ -159,7 +201,9 @@ class Snapshots:
         args = {"lowerdirs": lowerdirs, "files": ["etc/passwd", "etc/group"]}
         try:
             answer, fds = await self._spawner.run_worker(FILES_WORKER, args, timeout=FILES_SECONDS)
-        except (WorkerError, SpawnerError, TimeoutError) as err:
+        except SpawnerError as err:
+            raise UnavailableError(f"cannot read an image's users now: {err}") from err
+        except (WorkerError, TimeoutError) as err:
             raise InternalError(f"cannot read the users of image {image.id}: {err}") from err
         with os.fdopen(fds[0], "rb") as file:
             file.seek(0)
@@ -182,7 +226,7 @@ class Snapshots:
         async with self._measuring:
             now = time.time_ns()
             stale = {
-                container_id: self._path(container_id) / "upper"
+                container_id: self._path(container_id)
                 for container_id in container_ids
                 if (known := self._usage.get(container_id)) is None or known.is_stale(now)
             }
@@ -201,11 +245,14 @@ def _measure_all(paths: Mapping[str, Path]) -> dict[str, Usage]:
 
 
 def _measure(path: Path) -> Usage:
-    """Walk a writable layer; what goes away meanwhile is not counted. Hard links count once."""
+    """Walk what a container writes to: its writable layer and its volumes.
+
+    What goes away meanwhile is not counted. Hard links count once.
+    """
     began = time.monotonic_ns()
     size = inodes = 0
     seen: set[int] = set()
-    pending = [os.fspath(path)]
+    pending = [os.fspath(path / name) for name in ("upper", "volumes")]
     while pending:
         try:
             with os.scandir(pending.pop()) as entries:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from api.cri import api_pb2 as cri
-from api.errors import InternalError, InvalidArgumentError
+from api.errors import InternalError, InvalidArgumentError, UnavailableError
 from api.stages import stage
 from podsandbox import pins, pod_init
 from podsandbox.cgroup_names import SYSTEMD
@@ -211,8 +211,12 @@ class Sandboxes:
             if err.kind == "ValueError":  # a sysctl's name or value
                 raise InvalidArgumentError(str(err)) from err
             raise InternalError(f"create the pod's namespaces: {err}") from err
-        except (SpawnerError, TimeoutError) as err:
-            raise InternalError(f"create the pod's namespaces: {err}") from err
+        except TimeoutError as err:
+            raise InternalError(
+                f"create the pod's namespaces: not done in {_WORKER_TIMEOUT_SECONDS:g} s"
+            ) from err
+        except SpawnerError as err:
+            raise UnavailableError(f"create the pod's namespaces: {err}") from err
         for fd in opened:
             undo.callback(os.close, fd)
         return made["init_pid"], dict(zip(made["fds"], opened, strict=True))

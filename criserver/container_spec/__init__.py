@@ -11,7 +11,7 @@ from api.cri import api_pb2
 from criserver.container_spec import mounts, namespaces, process, resources, security
 from criserver.container_spec.fields import invalid
 from criserver.container_spec.inputs import ContainerSpecInput, HostFacts, Sandbox
-from criserver.container_spec.mounts import image_volumes
+from criserver.container_spec.mounts import anonymous_volumes
 from criserver.container_spec.process import oom_score_adj
 from criserver.container_spec.resources import limits
 from criserver.container_spec.security import localhost_profile
@@ -21,9 +21,9 @@ __all__ = [
     "ContainerSpecInput",
     "HostFacts",
     "Sandbox",
+    "anonymous_volumes",
     "container_cgroup",
     "container_spec",
-    "image_volumes",
     "limits",
     "localhost_profile",
     "oom_score_adj",

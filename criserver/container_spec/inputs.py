@@ -57,7 +57,7 @@ class ContainerSpecInput:
     user: ResolvedUser
     host: HostFacts
     devices: tuple[Device, ...] = ()  # config.devices, resolved (host_devices.requested)
-    volumes: Mapping[str, str] = field(default_factory=dict)  # image_volumes() -> host directory
+    volumes: Mapping[str, str] = field(default_factory=dict)  # of anonymous_volumes() -> host path
     image_mounts: Mapping[int, Sequence[str]] = field(default_factory=dict)
     # index in config.mounts -> the lower directories of its image, top first
     seccomp_profile: Mapping[str, Any] | None = None  # of localhost_profile(), parsed

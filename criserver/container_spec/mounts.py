@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from api.cri import api_pb2
@@ -12,6 +12,7 @@ from criserver.container_spec.inputs import ContainerSpecInput
 Mount = dict[str, Any]
 
 SHM = "/dev/shm"
+ETC_FILES = ("hostname", "hosts", "resolv.conf")
 
 PROPAGATION = {
     api_pb2.PROPAGATION_PRIVATE: "rprivate",
@@ -48,20 +49,24 @@ def rootfs_propagation(given: ContainerSpecInput) -> str:
     return next((mode for mode in ("rshared", "rslave") if mode in used), "")
 
 
-def image_volumes(image_config: dict[str, Any], config: api_pb2.ContainerConfig) -> list[str]:
-    """Return the image's volumes that the request does not mount over.
+def anonymous_volumes(
+    image_config: Mapping[str, Any], config: api_pb2.ContainerConfig
+) -> list[str]:
+    """Return the directories that the image wants on volumes (its config's Volumes).
 
-    The caller makes a directory on the host for each and passes them as `volumes`.
+    Without those that the request mounts something at, and the files that are the pod's. The
+    caller makes a directory on the host for each and passes them as `volumes`.
     """
     taken = {
         absolute_path(f"config.mounts[{index}].container_path", mount.container_path)
         for index, mount in enumerate(config.mounts)
     }
-    volumes = sorted(
+    taken |= {"/", *(f"/etc/{name}" for name in ETC_FILES)}
+    volumes = {
         absolute_path("image config Volumes", "/" + path.lstrip("/"))
         for path in image_config.get("Volumes") or ()
-    )
-    return [path for path in volumes if path not in taken and path != "/"]
+    }
+    return sorted(volumes - taken)
 
 
 def _covered(destination: str, taken: set[str]) -> bool:
@@ -112,7 +117,7 @@ def _own_binds(given: ContainerSpecInput) -> list[Mount]:
     mappings = _user_namespace_mappings(given)
     binds = [
         _bind(f"/etc/{name}", files[name], "rprivate", mode) | mappings
-        for name in ("hostname", "hosts", "resolv.conf")
+        for name in ETC_FILES
         if name in files
     ]
     if "ipc" not in given.sandbox.namespaces:

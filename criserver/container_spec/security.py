@@ -196,7 +196,8 @@ def _selinux_option(context: Context) -> api_pb2.SELinuxOption:
     option = api_pb2.SELinuxOption()
     option.CopyFrom(SELINUX_DEFAULT)
     option.MergeFrom(context.selinux_options)
-    text("linux.security_context.selinux_options", str(option))
+    for name in ("user", "role", "type", "level"):
+        text(f"linux.security_context.selinux_options.{name}", getattr(option, name))
     return option
 
 

@@ -62,6 +62,12 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
 
+def check_writable(connection: sqlite3.Connection) -> None:
+    """Write something. Raises sqlite3.Error when the disk is full, read-only or broken."""
+    with connection:
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('checked', '')")
+
+
 def boot_id() -> str:
     """Return the kernel's id of this boot (man 4 random)."""
     return BOOT_ID.read_text().strip()

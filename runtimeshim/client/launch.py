@@ -15,6 +15,7 @@ from pathlib import Path
 
 # -I: nothing of the environment, the working directory or a user's site is imported.
 ENTRY = ["-I", "-m", "runtimeshim.spawner"]
+_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 
 
 def _seal_interpreter() -> int:
@@ -93,13 +94,15 @@ def build_id(workers: Mapping[str, str]) -> str:
 
 
 def start_spawner(run_dir: Path, build: str, workers: Mapping[str, str]) -> int:
-    """Start a spawner that listens on RUN/spawner.sock; returns its pid."""
-    listener = listen(run_dir / "spawner.sock")
-    interpreter = _seal_interpreter()
+    """Start a spawner that listens on RUN/spawner.sock; returns its pid. Raises OSError."""
     argv = [sys.executable, *ENTRY, build]
     argv += [f"{name}={target}" for name, target in sorted(workers.items())]
-    log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    try:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(run_dir / "spawner.sock"))
+        interpreter = _seal_interpreter()
+        stack.callback(os.close, interpreter)
+        log = os.open(run_dir / "spawner.log", _LOG_FLAGS, 0o600)
+        stack.callback(os.close, log)
         pid = os.posix_spawn(
             f"/proc/self/fd/{interpreter}",
             argv,
@@ -107,15 +110,12 @@ def start_spawner(run_dir: Path, build: str, workers: Mapping[str, str]) -> int:
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 2, str(run_dir / "spawner.log"), log_flags, 0o600),
+                (os.POSIX_SPAWN_DUP2, log, 2),
                 (os.POSIX_SPAWN_DUP2, listener.fileno(), 3),
             ],
             setsid=True,
             setsigmask=[],
             setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
         )
-    finally:
-        listener.close()
-        os.close(interpreter)
     (run_dir / "spawner.pid").write_text(str(pid))
     return pid

@@ -42,6 +42,7 @@ class Spawner:
         self._connecting = asyncio.Lock()
         self._closing = False
         self._return: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
         self.pid = 0
 
     @classmethod
@@ -54,6 +55,26 @@ class Spawner:
         spawner = cls(run_dir, workers)
         await spawner._connected()
         return spawner
+
+    async def check(self, timeout: float) -> None:
+        """See that the spawner answers within `timeout` seconds; a dead one is started anew.
+
+        Raises SpawnerError.
+        """
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.get_running_loop().create_task(self._hello())
+        # Never cancelled here: it may be starting a spawner.
+        done, _ = await asyncio.wait({self._checking}, timeout=timeout)
+        if not done:
+            raise SpawnerError(f"the spawner (pid {self.pid}) does not answer for {timeout:.1f} s")
+        self._checking.result()
+
+    async def _hello(self) -> None:
+        connection = await self._connected()
+        try:
+            await connection.call({"op": "hello"})
+        except ConnectionError:
+            await self._connected()  # it has died; this one has said hello
 
     async def _connected(self) -> Connection:
         async with self._connecting:
@@ -81,11 +102,13 @@ class Spawner:
         return None
 
     async def _launch(self) -> Connection:
-        self.pid = launch.start_spawner(self._run_dir, self._build, self._workers)
-        self._reap_when_ended(self.pid)
-        connection = Connection(
-            launch.connect(self._run_dir / "spawner.sock"), self._on_event, self._on_close
-        )
+        try:
+            self.pid = launch.start_spawner(self._run_dir, self._build, self._workers)
+            self._reap_when_ended(self.pid)
+            sock = launch.connect(self._run_dir / "spawner.sock")
+        except OSError as err:
+            raise SpawnerError(f"the spawner cannot be started in {self._run_dir}: {err}") from err
+        connection = Connection(sock, self._on_event, self._on_close)
         try:
             async with asyncio.timeout(SPAWNER_START_SECONDS):
                 await connection.call({"op": "hello"})
@@ -124,7 +147,7 @@ class Spawner:
     async def _bring_back(self) -> None:
         try:
             await self._connected()
-        except (SpawnerError, OSError):
+        except SpawnerError:
             return  # the next request tries again, and has somebody to tell
 
     async def _spawn(self, message: wire.Message, fds: Sequence[int]) -> asyncio.Future[int]:
@@ -274,6 +297,8 @@ class Spawner:
     async def close(self) -> None:
         """Disconnect; the spawner and all that it started go on."""
         self._closing = True
+        if self._checking is not None:
+            self._checking.cancel()
         if self._connection is not None:
             self._connection.close()
 

@@ -6,18 +6,32 @@ A request comes as the bytes of its protobuf message, since that is what a clien
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from api.cri import api_pb2 as cri
 from api.errors import FailedPreconditionError, InvalidArgumentError
-from criserver import cdi, signals
-from criserver.container_spec import ContainerSpecInput, HostFacts, container_spec, limits
+from criserver import cdi, resources_merge, signals, users
+from criserver.container_spec import (
+    ContainerSpecInput,
+    HostFacts,
+    anonymous_volumes,
+    container_spec,
+    fields,
+    limits,
+    localhost_profile,
+    mounts,
+    namespaces,
+    process,
+    resources,
+    security,
+)
 from criserver.resources_merge import merged
-from criserver.users import resolve_user
+from podsandbox import plan
 from podsandbox.lifecycle import SandboxRuntime
-from podsandbox.plan import plan_sandbox
+from podsandbox.plan import SandboxHost, plan_sandbox
 from runtimeshim.linux.cgroups.stats import parse_pressure
 from tests.fuzz.targets import Target
 
@@ -28,8 +42,16 @@ HOST = HostFacts(
     cgroup_version=2,
     swap=True,
     hugetlb=True,
+    apparmor_profile="default",
+    selinux=True,
+)
+# One of the other sort, so that what each has or lacks is asked for.
+OLD_HOST = replace(
+    HOST, cgroup_version=1, apparmor_profile="", selinux=False, recursive_read_only=False
 )
 PINS = {kind: f"/pins/{kind}" for kind in ("network", "ipc", "uts", "pid")}
+FILES = {name: f"/pod/{name}" for name in ("hostname", "hosts", "resolv.conf", "shm")}
+IMAGE = {"Cmd": ["cmd"], "Env": ["A=B", "HOME"], "Volumes": {"/volume": {}, "data/": {}}}
 _PASSWD = b"root:x:0:0::/root:/bin/sh\nweb:x:33:34::/web:/bin/sh\n"
 
 
@@ -42,15 +64,20 @@ def request_to_spec(data: bytes) -> None:
         config = cri.ContainerConfig.FromString(data)
     except DecodeError:
         return
-    given = _input(config)
-    if given is None:
-        return
+    for host in (HOST, OLD_HOST):
+        given = _input(config, host)
+        if given is not None:
+            _make_spec(config, given)
+
+
+def _make_spec(config: cri.ContainerConfig, given: ContainerSpecInput) -> None:
     try:
+        localhost_profile(config.linux.security_context)
         spec = container_spec(given)
         signals.number_of(config.stop_signal)
         once = merged(config.linux.resources, config.linux.resources)
         assert merged(once, once) == once
-        limits(once, HOST)
+        limits(once, given.host)
     except InvalidArgumentError as err:
         assert str(err)
         return
@@ -58,12 +85,18 @@ def request_to_spec(data: bytes) -> None:
     _check(spec)
 
 
-def _input(config: cri.ContainerConfig) -> ContainerSpecInput | None:
+def _input(config: cri.ContainerConfig, host: HostFacts) -> ContainerSpecInput | None:
     pod = cri.PodSandboxConfig()
     pod.linux.security_context.privileged = True
     context = config.linux.security_context
+    options = context.namespace_options
+    pins = PINS
+    if options.HasField("userns_options"):
+        pod.linux.security_context.namespace_options.CopyFrom(options)
+        pins = PINS | {"user": "/pins/user"}
     try:
-        user = resolve_user(context, "web", _PASSWD, b"")
+        user = users.resolve_user(context, "web", _PASSWD, b"")
+        volumes = anonymous_volumes(IMAGE, config)
     except InvalidArgumentError:
         return None
     return ContainerSpecInput(
@@ -71,11 +104,17 @@ def _input(config: cri.ContainerConfig) -> ContainerSpecInput | None:
         sandbox_id="s",
         config=config,
         sandbox_config=pod,
-        sandbox=SandboxRuntime(namespaces=PINS, cgroup_parent="/pod", files={}),
+        sandbox=SandboxRuntime(namespaces=pins, cgroup_parent="/pod", files=FILES),
         image_name="image",
-        image_config={"Cmd": ["cmd"]},
+        image_config=IMAGE,
         user=user,
-        host=HOST,
+        host=host,
+        volumes={path: f"/volumes/{number}" for number, path in enumerate(volumes)},
+        image_mounts={
+            index: ("/layer",)
+            for index, mount in enumerate(config.mounts)
+            if mount.HasField("image")
+        },
         seccomp_profile={},
         target_pid_namespace="/proc/1/ns/pid",
     )
@@ -88,6 +127,7 @@ def _check(spec: dict[str, Any]) -> None:
     for text in _texts([spec["process"], spec["mounts"], spec["linux"]]):
         assert "\0" not in text
     destinations = [mount["destination"] for mount in spec["mounts"]]
+    assert "/" not in destinations
     for path in [*destinations, spec["process"]["cwd"], *spec["linux"]["maskedPaths"]]:
         assert path.startswith("/")
         assert ".." not in path.split("/")
@@ -112,12 +152,12 @@ def pod_to_plan(data: bytes) -> None:
     except DecodeError:
         return
     try:
-        plan = plan_sandbox("s", config)
+        made = plan_sandbox("s", config, SandboxHost(selinux=True))
     except InvalidArgumentError:
         return
-    assert plan.cgroup_parent.startswith("/")
-    assert ".." not in plan.cgroup_parent.split("/")
-    for text in _texts([plan.hostname, dict(plan.sysctls), plan.cgroup_parent]):
+    assert made.cgroup_parent.startswith("/")
+    assert ".." not in made.cgroup_parent.split("/")
+    for text in _texts([made.hostname, dict(made.sysctls), made.cgroup_parent]):
         assert "\0" not in text
 
 
@@ -218,9 +258,19 @@ _EDITS = json.dumps(
     }
 ).encode()
 
+_SPEC_MODULES = (
+    *(fields, mounts, namespaces, process, resources, security),
+    *(resources_merge, signals, users),
+)
+
 TARGETS = {
-    "request": Target(request_to_spec, _configs()),
-    "pod": Target(pod_to_plan, _pods()),
+    "request": Target(
+        request_to_spec,
+        _configs(),
+        cri.ContainerConfig,
+        [str(module.__file__) for module in _SPEC_MODULES],
+    ),
+    "pod": Target(pod_to_plan, _pods(), cri.PodSandboxConfig, [str(plan.__file__)]),
     "cdi": Target(cdi_edits, (_EDITS, b"{}")),
     "cdi-names": Target(cdi_names, (b"vendor.com/gpu=0, a.b/c=d",)),
     "pressure": Target(

@@ -13,16 +13,17 @@ sense for their stream, nothing depends on how the input is cut, and little is k
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from criserver.streaming import channels, spdy, spdy_headers, websocket
+from tests.fuzz.coverage import Lines
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "unit/data/crictl"
@@ -124,7 +125,7 @@ def _channel_events(decoder: channels.ChannelDecoder, event: websocket.Event) ->
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {"spdy": fuzz_spdy, "channels": fuzz_channels}
-MODULES = {module.__file__ for module in (spdy, spdy_headers, websocket, channels)}
+MODULES = {str(module.__file__) for module in (spdy, spdy_headers, websocket, channels)}
 
 
 def seeds(target: str) -> list[bytes]:
@@ -182,21 +183,6 @@ def _spdy_frame(rng: random.Random) -> bytes:
     return bytes((0x80, 3, 0, kind, rng.randint(0, 1), 0, 0, len(payload))) + payload
 
 
-class Lines:
-    """The lines of the cores that have been reached."""
-
-    def __init__(self) -> None:
-        self.reached: set[tuple[str, int]] = set()
-
-    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
-        name = frame.f_code.co_filename
-        if name not in MODULES:
-            return None
-        if event == "line":
-            self.reached.add((name, frame.f_lineno))
-        return self
-
-
 def run(target: str, seed: int, count: int) -> None:
     """Try the seeds and `count` mutations. Raises AssertionError with the input."""
     rng = random.Random(seed)
@@ -220,25 +206,22 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=time.time_ns())
     options = parser.parse_args()
-    rng, lines = random.Random(options.seed), Lines()
+    target = functools.partial(attempt, options.target)
+    rng, lines = random.Random(options.seed), Lines(MODULES)
     corpus = HERE / "corpus" / options.target
     corpus.mkdir(parents=True, exist_ok=True)
     known = seeds(options.target)
     waiting, tried, end = list(known), 0, time.monotonic() + options.seconds
     while waiting or time.monotonic() < end:
         data = waiting.pop() if waiting else mutated(rng.choice(known), known, rng)
-        before = len(lines.reached)
-        sys.settrace(lines)
         try:
-            attempt(options.target, data)
+            new = lines.adds(target, data)
         except AssertionError as err:
             (HERE / f"finding-{options.target}").write_bytes(data)
             sys.stderr.write(f"{err}\n")
             return 1
-        finally:
-            sys.settrace(None)
         tried += 1
-        if len(lines.reached) > before and data not in known:
+        if new and data not in known:
             known.append(data)
             (corpus / f"{zlib.crc32(data):08x}").write_bytes(data)
     print(f"{options.target}: {tried} inputs, {len(lines.reached)} lines, seed {options.seed}")

@@ -9,14 +9,16 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import random
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import zstandard
+from google.protobuf.message import Message
 
 from api.errors import ImagePullError, InvalidArgumentError
 from imageservice import hosts, reference, signature_policy, tar
@@ -25,6 +27,8 @@ from imageservice.layer_stream import LayerStream
 from imageservice.layer_tree import LayerTree
 from imageservice.tar import TarError
 from imageservice.tar_reader import TarReader
+from tests.fuzz.messages import mutated_message
+from tests.fuzz.mutation import mutated
 
 # Of one input: bounds the time of one run, not what is accepted elsewhere.
 MAX_PLAIN = 1 << 20
@@ -33,10 +37,22 @@ MAX_ENTRIES = 500
 
 @dataclass(frozen=True)
 class Target:
-    """run: raises AssertionError, or anything that is not promised, for a fault."""
+    """run: raises AssertionError, or anything that is not promised, for a fault.
+
+    kind: of what message the inputs are; None, they are other bytes. covers: the source files
+    whose lines tell a new input from a known one; an input that reaches a new one joins the corpus.
+    """
 
     run: Callable[[bytes], None]
     seeds: Sequence[bytes]
+    kind: type[Message] | None = None
+    covers: Collection[str] = ()
+
+    def mutated(self, source: random.Random, seeds: Sequence[bytes]) -> bytes:
+        """Return one of the seeds with some changes."""
+        if self.kind is not None:
+            return mutated_message(self.kind, source, seeds)
+        return mutated(source, seeds, blocks=self.run in (read_tar, unpack_layer))
 
 
 def read_tar(data: bytes) -> None:

@@ -137,6 +137,36 @@ def test_a_crash_during_a_command_leaves_it_done_or_undone(pods: Pods) -> None:
     pods.assert_remains(before)
 
 
+def test_a_retry_after_a_crash_is_handed_what_it_has_missed(pods: Pods) -> None:
+    config = pods.config()
+    pod = pods.run_pod(config)
+    crash(pods)
+    assert pods.run_pod(config) == pod
+    assert pod in refused("ALREADY_EXISTS", pods.run_pod, config)
+    metadata = cri.ContainerMetadata(name="c")
+    container = pods.create(pod, "sleep", "3600", metadata=metadata)
+    crash(pods)
+    assert pods.create(pod, "sleep", "3600", metadata=metadata) == container
+    refused("ALREADY_EXISTS", pods.create, pod, "sleep", "3600", metadata=metadata)
+    pods.start(container)
+    pods.remove_pod(pod)
+
+
+def test_after_a_crash_what_somebody_has_used_is_not_handed_over(pods: Pods) -> None:
+    used, stopped, taken = (pods.config() for _ in range(3))
+    full, halted, early = (pods.run_pod(config) for config in (used, stopped, taken))
+    metadata = cri.ContainerMetadata(name="c")
+    pods.run(full, "sleep", "3600", metadata=metadata)
+    crash(pods)
+    pods.stop_pod(halted)
+    pods.remove(pods.create(early, "true"))
+    for config in (used, stopped, taken):
+        refused("ALREADY_EXISTS", pods.run_pod, config)
+    refused("ALREADY_EXISTS", pods.create, full, "true", metadata=metadata)
+    for pod in (full, halted, early):
+        pods.remove_pod(pod)
+
+
 def test_a_crash_during_create_and_start(pods: Pods) -> None:
     pod = pods.run_pod()
     before = pods.remains()

@@ -14,8 +14,8 @@ from api.errors import InvalidArgumentError
 from criserver.container_spec import (
     ContainerSpecInput,
     HostFacts,
+    anonymous_volumes,
     container_spec,
-    image_volumes,
     limits,
     localhost_profile,
 )
@@ -298,6 +298,12 @@ class TestSecurityModules:
         assert spec["linux"]["mountLabel"] == "system_u:object_r:container_file_t:s0:c1,c2"
         assert "selinuxLabel" not in made(context)["process"]
 
+    @pytest.mark.parametrize("field", ["user", "role", "type", "level"])
+    def test_a_nul_in_a_selinux_label_is_refused(self, field: str) -> None:
+        context = {"selinux_options": {field: "a\0b"}}
+        with pytest.raises(InvalidArgumentError, match=rf"selinux_options\.{field}: .*NUL"):
+            container_spec(given(context, host=self.SELINUX))
+
     def test_paths_are_the_defaults_without_any_in_the_request(self) -> None:
         linux = made()["linux"]
         assert linux["maskedPaths"] == list(MASKED_PATHS)
@@ -443,10 +449,10 @@ class TestMounts:
         destinations = [m["destination"] for m in made(config={"mounts": mounts})["mounts"]]
         assert [d for d in destinations if d.startswith("/a")] == ["/a", "/a/b", "/a/b/c"]
 
-    def test_image_volumes_are_mounted_where_nothing_else_is(self) -> None:
+    def test_anonymous_volumes_are_made_where_nothing_else_is(self) -> None:
         image = {"Volumes": {"/data": {}, "cache": {}, "/mine": {}}}
         config = {"mounts": [{"container_path": "/mine", "host_path": "/srv"}]}
-        assert image_volumes(image, given(config=config).config) == ["/cache", "/data"]
+        assert anonymous_volumes(image, given(config=config).config) == ["/cache", "/data"]
         spec = made(config=config, image_config=image, volumes={"/data": "/v/1"})
         assert mount_at(spec, "/data")["source"] == "/v/1"
         assert mount_at(spec, "/data")["options"] == ["rbind", "rprivate", "rw"]
