@@ -30,7 +30,7 @@ from imageservice.signatures import SignatureCheck
 from imageservice.snapshots import FILES_WORKER, Snapshots, Usage, UserDatabase
 from imageservice.store import ORPHAN_SECONDS, Image, ImageStore
 from imageservice.syncing import Syncer
-from imageservice.views import SUBPATH_WORKER, Views
+from imageservice.views import MOUNT_WORKER, SUBPATH_WORKER, Views
 from runtimeshim.client import Rootfs, Spawner
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ WORKERS: Final = {
     PARENTS_WORKER: "imageservice.unpack_worker:adopt_parents",
     FILES_WORKER: "imageservice.files_worker:main",
     SUBPATH_WORKER: "imageservice.files_worker:find_directory",
+    MOUNT_WORKER: "imageservice.files_worker:mount_view",
     VERIFY_WORKER: "imageservice.verify_worker:main",
 }
 
