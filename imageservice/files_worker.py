@@ -1,4 +1,4 @@
-"""Workers of the spawner: read small files, and find directories, of an image as it is seen merged.
+"""Workers of the spawner for an image as it is seen merged: read files, find directories, mount.
 
 The files are the image's, so anything: a link to the host, a FIFO, a device, a gigabyte. They are
 looked up inside the image by openat2, and opened for reading only when they are regular files.
@@ -17,6 +17,7 @@ from runtimeshim.linux import mounts, overlay, syscalls
 # What passwd and group may hold; runc and containerd parse no more in practice.
 MAX_FILE = 1 << 20
 _RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+ATTRIBUTES = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NODEV | mounts.MOUNT_ATTR_NOSUID
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
 
 Answer = tuple[dict[str, Any], list[int]]
@@ -75,20 +76,22 @@ def open_view(lowerdirs: list[str]) -> int:
     """Return a directory fd of the layers' merged view; it is attached nowhere."""
     if len(lowerdirs) == 1:
         return os.open(lowerdirs[0], os.O_PATH | os.O_DIRECTORY)
-    attributes = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NODEV | mounts.MOUNT_ATTR_NOSUID
-    try:
-        return overlay.new(lowerdirs, attributes=attributes)
-    except OSError as err:
-        return _open_view_by_mount(lowerdirs, err)
+
+    def scratch() -> str:
+        """Return a directory in a mount namespace that ends with this process."""
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        mounts.set_propagation("/", mounts.MS_PRIVATE | mounts.MS_REC)
+        return lowerdirs[0]
+
+    return overlay.detached(lowerdirs, scratch, attributes=ATTRIBUTES)
 
 
-def _open_view_by_mount(lowerdirs: list[str], refused: OSError) -> int:
-    """Mount by mount(2), in a mount namespace that ends with this process."""
-    syscalls.unshare(syscalls.CLONE_NEWNS)
-    mounts.set_propagation("/", mounts.MS_PRIVATE | mounts.MS_REC)
-    flags = mounts.MS_RDONLY | mounts.MS_NODEV | mounts.MS_NOSUID
-    overlay.mount_by_string(refused, lowerdirs, lowerdirs[0], flags=flags)
-    return os.open(lowerdirs[0], os.O_PATH | os.O_DIRECTORY)
+def mount_view(args: dict[str, Any], fds: list[int]) -> Answer:
+    """Mount a merged view on the host: args are lowerdirs (top first) and target, a directory."""
+    overlay.mount(
+        args["lowerdirs"], args["target"], source="criserver-image", attributes=ATTRIBUTES
+    )
+    return {}, []
 
 
 def read_file(root: int, path: str) -> bytes | None:

@@ -36,7 +36,7 @@ from imageservice.snapshots import (
 )
 from imageservice.store import ORPHAN_SECONDS, Image, ImageStore
 from imageservice.syncing import Syncer
-from imageservice.views import SUBPATH_WORKER, Views
+from imageservice.views import MOUNT_WORKER, SUBPATH_WORKER, Views
 from runtimeshim.client import Rootfs, Spawner
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ WORKERS: Final = {
     FILES_WORKER: "imageservice.files_worker:main",
     VOLUMES_WORKER: "imageservice.volumes_worker:main",
     SUBPATH_WORKER: "imageservice.files_worker:find_directory",
+    MOUNT_WORKER: "imageservice.files_worker:mount_view",
     VERIFY_WORKER: "imageservice.verify_worker:main",
 }
 

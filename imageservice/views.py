@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from api.errors import (
+    CRIError,
     FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
@@ -24,11 +25,11 @@ from runtimeshim.client import Spawner, SpawnerError, WorkerError
 from runtimeshim.linux import mounts
 
 SUBPATH_WORKER = "image_subpath"
-SUBPATH_SECONDS = 60.0
+MOUNT_WORKER = "image_mount"
+WORKER_SECONDS = 60.0
 # fsconfig(2) takes strings of 255 bytes.
 MAX_OPTION = 255
 _MOUNT = "mount:"
-_ATTRIBUTES = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NODEV | mounts.MOUNT_ATTR_NOSUID
 
 
 class Views:
@@ -62,9 +63,7 @@ class Views:
             raise InvalidArgumentError("the path in the image holds a NUL")
         args = {"lowerdirs": list(lowerdirs), "path": sub_path}
         try:
-            answer, _ = await self._spawner.run_worker(
-                SUBPATH_WORKER, args, timeout=SUBPATH_SECONDS
-            )
+            answer, _ = await self._spawner.run_worker(SUBPATH_WORKER, args, timeout=WORKER_SECONDS)
         except WorkerError as err:
             if err.errno is None:
                 raise InternalError(f"cannot look {sub_path[:256]!r} up: {err}") from err
@@ -88,10 +87,19 @@ class Views:
         lowerdirs = self._layers.with_empty(self._layers.lowerdirs(image.layers))
         self._store.add_view(holder, image)
         try:
-            await asyncio.to_thread(_mount, lowerdirs, target)
-        except OSError as err:
+            await self._mount(lowerdirs, target)
+        except CRIError:
             await self._collector.discard(self._store.remove_views(holder))
+            raise
+
+    async def _mount(self, lowerdirs: Sequence[str], target: Path) -> None:
+        args = {"lowerdirs": list(lowerdirs), "target": str(target)}
+        try:
+            await self._spawner.run_worker(MOUNT_WORKER, args, timeout=WORKER_SECONDS)
+        except WorkerError as err:
             raise InvalidArgumentError(f"cannot mount at {target}: {err}") from err
+        except (SpawnerError, TimeoutError) as err:
+            raise UnavailableError(f"cannot mount at {target}: {err}") from err
 
     async def unmount(self, target: Path) -> None:
         """Undo `mount`; raises FailedPreconditionError when no image is mounted there, or busy."""
@@ -109,20 +117,6 @@ class Views:
         mounted = {f"{_MOUNT}{path}" for path in _overlays()}
         for holder in self._store.view_holders() - containers - mounted:
             await self._collector.discard(self._store.remove_views(holder))
-
-
-def _mount(lowerdirs: Sequence[str], target: Path) -> None:
-    options: list[tuple[str, str | None]] = [("source", "criserver-image")]
-    options += [("lowerdir+", lower) for lower in lowerdirs]
-    fd = mounts.new_mount("overlay", options, _ATTRIBUTES)
-    try:
-        directory = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            mounts.move_mount(fd, directory)
-        finally:
-            os.close(directory)
-    finally:
-        os.close(fd)
 
 
 def _unmount(target: Path) -> None:

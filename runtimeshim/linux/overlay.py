@@ -1,13 +1,22 @@
-"""Overlay mounts: by the fd-based interface, and by mount(2) before Linux 6.7."""
+"""Overlay mounts: by the fd-based interface, and by mount(2) before Linux 6.7.
+
+"lowerdir+" came with Linux 6.7: it is refused as an option since 6.5, and before together with all
+others, without a reason given. Those kernels take the layers as one string in a page of options,
+so there they are named by file descriptors: these are short, and nothing has to be escaped.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from runtimeshim.linux import mounts
+
+# What mount(2) and fsmount(2) call by the same number: read-only, nosuid, nodev, noexec.
+_SAME_FLAGS = 0xF
 
 
 class Writable(NamedTuple):
@@ -18,12 +27,65 @@ class Writable(NamedTuple):
     volatile: bool = False
 
 
-def new(lowerdirs: Sequence[str], writable: Writable | None = None, attributes: int = 0) -> int:
-    """Return the layers, the top one first, as a detached mount.
+def mount(
+    lowerdirs: Sequence[str],
+    target: str,
+    writable: Writable | None = None,
+    *,
+    source: str = "overlay",
+    attributes: int = 0,
+) -> None:
+    """Mount the layers, the top one first, at the directory `target`.
 
-    Raises OSError; what `mount_by_string` does with it is not the caller's to decide.
+    `attributes` are MOUNT_ATTR_RDONLY, NOSUID, NODEV and NOEXEC. Raises OSError. May change the
+    working directory for a moment, so other threads must not depend on it.
     """
-    options: list[tuple[str, str | None]] = [("source", "overlay")]
+    try:
+        fd = _new(lowerdirs, writable, source, attributes)
+    except OSError as refused:
+        _mount_by_string(refused, lowerdirs, target, writable, source, attributes)
+        return
+    try:
+        directory = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            mounts.move_mount(fd, directory)
+        finally:
+            os.close(directory)
+    finally:
+        os.close(fd)
+
+
+def detached(
+    lowerdirs: Sequence[str],
+    scratch: Callable[[], str],
+    writable: Writable | None = None,
+    *,
+    source: str = "overlay",
+    attributes: int = 0,
+) -> int:
+    """Return the layers as a detached mount; `attributes` are any of MOUNT_ATTR_*.
+
+    Before Linux 6.7 they are mounted first, for a moment, over the directory that `scratch`
+    returns, in a mount namespace of the caller's own. Raises OSError.
+    """
+    try:
+        return _new(lowerdirs, writable, source, attributes)
+    except OSError as err:
+        refused = err
+    place = scratch()
+    _mount_by_string(refused, lowerdirs, place, writable, source, attributes)
+    try:
+        fd = mounts.open_tree(mounts.AT_FDCWD, place)
+    finally:
+        mounts.umount(place)
+    others = attributes & ~_SAME_FLAGS
+    if others:  # the access-time modes are one field: whoever sets it clears it first
+        mounts.mount_setattr(fd, set_=others, clear=mounts.MOUNT_ATTR__ATIME)
+    return fd
+
+
+def _new(lowerdirs: Sequence[str], writable: Writable | None, source: str, attributes: int) -> int:
+    options: list[tuple[str, str | None]] = [("source", source)]
     options += [("lowerdir+", layer) for layer in lowerdirs]
     if writable is not None:
         options += [("upperdir", writable.upperdir), ("workdir", writable.workdir)]
@@ -32,29 +94,43 @@ def new(lowerdirs: Sequence[str], writable: Writable | None = None, attributes: 
     return mounts.new_mount("overlay", options, attributes)
 
 
-def mount_by_string(
+def _mount_by_string(
     refused: OSError,
     lowerdirs: Sequence[str],
     target: str,
-    writable: Writable | None = None,
-    flags: int = 0,
+    writable: Writable | None,
+    source: str,
+    attributes: int,
 ) -> None:
-    """Mount at `target` if that is why `new` was `refused`; else raise that error.
-
-    "lowerdir+" came with Linux 6.7: it is refused as an option since 6.5, and before together with
-    all others, without a reason given. Changes the working directory: the options have to fit in
-    a page, so layers are named relatively.
-    """
+    """Mount at `target` if that may be why `_new` was refused; else raise that error."""
     if refused.errno != errno.EINVAL:
         raise refused
-    base = os.path.commonpath([os.path.dirname(layer) for layer in lowerdirs])
-    data = "lowerdir=" + ":".join(os.path.relpath(layer, base) for layer in lowerdirs)
-    if writable is not None:
-        data += f",upperdir={writable.upperdir},workdir={writable.workdir}"
-        data += ",volatile" if writable.volatile else ""
-    os.chdir(base)
+    target = os.path.abspath(target)
+    directories = [*lowerdirs, *((writable.upperdir, writable.workdir) if writable else ())]
     try:
-        mounts.mount("overlay", target, "overlay", flags, data)
+        with _by_number(directories) as names:
+            data = "lowerdir=" + ":".join(names[: len(lowerdirs)])
+            if writable is not None:
+                data += ",upperdir={},workdir={}".format(*names[len(lowerdirs) :])
+                data += ",volatile" if writable.volatile else ""
+            mounts.mount(source, target, "overlay", attributes & _SAME_FLAGS, data)
     except OSError as err:
         # Of two that say no more than EINVAL, the first may have the kernel's reason.
         raise refused if err.errno == errno.EINVAL else err from None
+
+
+@contextlib.contextmanager
+def _by_number(directories: Sequence[str]) -> Iterator[list[str]]:
+    """Make the numbers of descriptors the names of directories: those that /proc/self/fd has."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    opened: list[int] = []
+    before = os.open(".", flags)
+    try:
+        for directory in directories:
+            opened.append(os.open(directory, flags))
+        os.chdir("/proc/self/fd")
+        yield [str(fd) for fd in opened]
+    finally:
+        os.fchdir(before)
+        for fd in (*opened, before):
+            os.close(fd)

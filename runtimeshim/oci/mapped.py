@@ -49,14 +49,13 @@ def prepare(
     if bundle_root is None:
         assert overlay is not None
         layers = idmapped_layers(overlay, path, user_namespace)
-        scratch = f"{path}/overlay"
-        os.mkdir(scratch, 0o755)
-        bundle_root = rootfs.open_overlay(layers, scratch)
+        bundle_root = rootfs.open_overlay(layers, lambda: path)
     mounting.open_binds(mounts, around)
     mounting.open_overlays(
         mounts,
         around,
         lambda layer, name: _attach_mapped(layer, f"{path}/{name}", user_namespace),
+        path,
     )
     nodes = None
     if not mounting.is_bind(mounts, "/dev"):

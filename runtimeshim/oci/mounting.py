@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from runtimeshim.linux import mounts as m
+from runtimeshim.linux import overlay
 from runtimeshim.oci import copy_up, mount_options, resolve
 
 # A symbolic link at one of these would put it elsewhere (CVE-2019-19921, CVE-2023-27561).
@@ -91,11 +92,15 @@ def open_binds(mounts: Sequence[Mount], around: Surroundings) -> None:
 
 
 def open_overlays(
-    mounts: Sequence[Mount], around: Surroundings, mapped: Callable[[str, str], str]
+    mounts: Sequence[Mount],
+    around: Surroundings,
+    mapped: Callable[[str, str], str],
+    scratch: str,
 ) -> None:
     """Make overlays now whose layers the container could not reach later.
 
-    `mapped` takes a layer's directory and a name, and returns where an id-mapped view of it is.
+    `mapped` takes a layer's directory and a name, and returns where an id-mapped view of it is;
+    `scratch` is a directory of our mount namespace alone.
     """
     for number, mount in enumerate(mounts):
         if mount.get("type") != "overlay":
@@ -109,9 +114,7 @@ def open_overlays(
                 for place, (key, value) in enumerate(options.data)
             ]
             source = mount.get("source") or "overlay"
-            around.opened[number] = m.new_mount(
-                "overlay", [("source", source), *data], options.set_
-            )
+            around.opened[number] = _new("overlay", source, data, options.set_, scratch)
         except OSError as err:
             raise _named(err, number, mount) from err
 
@@ -122,16 +125,27 @@ def open_bind(mount: Mount, options: mount_options.MountOptions, user_namespace:
     try:
         _set_attributes(source, options)
         if user_namespace is not None:
-            m.mount_setattr(
-                source,
-                set_=m.MOUNT_ATTR_IDMAP,
-                user_namespace=user_namespace,
-                recursive=options.recursive_idmap,
-            )
+            _map_ids(source, user_namespace, recursive=options.recursive_idmap)
     except BaseException:
         os.close(source)
         raise
     return source
+
+
+def _map_ids(source: int, user_namespace: int, *, recursive: bool) -> None:
+    try:
+        m.mount_setattr(
+            source, set_=m.MOUNT_ATTR_IDMAP, user_namespace=user_namespace, recursive=recursive
+        )
+    except OSError as err:
+        if err.errno != errno.EINVAL:
+            raise
+        below = ", or one mounted below it," if recursive else ""
+        raise OSError(
+            err.errno,
+            f"this kernel cannot map the ids of its filesystem{below} (Linux 5.12 maps ext4 and"
+            " XFS, 5.15 Btrfs, 5.19 overlayfs' layers, 6.3 tmpfs): mount it without ids",
+        ) from err
 
 
 def _place_bind(root: int, destination: str, source: int) -> None:
@@ -148,10 +162,13 @@ def _place_bind(root: int, destination: str, source: int) -> None:
 def _mount_new(
     root: int, mount: Mount, fstype: str, options: mount_options.MountOptions, label: str
 ) -> None:
-    data = [("source", mount.get("source") or fstype), *options.data]
+    data = list(options.data)
     if label and fstype in LABELLED_TYPES:
         data.append(("context", label))
-    fd = m.new_mount(fstype, data, 0 if options.copy_up else options.set_)
+    # The root's place: nobody outside sees it, and it has a path until the pivot.
+    scratch = os.readlink(f"/proc/self/fd/{root}")
+    source = mount.get("source") or fstype
+    fd = _new(fstype, source, data, 0 if options.copy_up else options.set_, scratch)
     try:
         target = _target_of(root, mount["destination"], fstype)
         if options.copy_up:
@@ -162,6 +179,20 @@ def _mount_new(
         place(fd, target)
     finally:
         os.close(fd)
+
+
+def _new(
+    fstype: str,
+    source: str,
+    data: Sequence[tuple[str, str | None]],
+    attributes: int,
+    scratch: str,
+) -> int:
+    """Return a new filesystem as a detached mount; one of layers alone on older kernels too."""
+    layers = [value for key, value in data if key == "lowerdir+" and value]
+    if fstype == "overlay" and layers and len(layers) == len(data):
+        return overlay.detached(layers, lambda: scratch, source=source, attributes=attributes)
+    return m.new_mount(fstype, [("source", source), *data], attributes)
 
 
 def _target_of(root: int, path: str, fstype: str) -> int:

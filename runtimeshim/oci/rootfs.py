@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from runtimeshim.linux import mounts as m
@@ -58,25 +58,13 @@ def _unescape(path: str) -> str:
 def mount_overlay(overlay: Mapping[str, Any], target: str) -> None:
     """Mount the container's layers at `target`; the first lower directory is the top one."""
     lowerdirs, writable = _layers(overlay)
-    try:
-        fd = overlays.new(lowerdirs, writable)
-    except OSError as err:
-        overlays.mount_by_string(err, lowerdirs, target, writable)
-        return
-    _attach(fd, target)
+    overlays.mount(lowerdirs, target, writable)
 
 
-def open_overlay(overlay: Mapping[str, Any], scratch: str) -> int:
-    """Return the container's layers as a detached mount.
-
-    Before Linux 6.7 they have to be mounted first: over the directory `scratch`, where they stay.
-    """
+def open_overlay(overlay: Mapping[str, Any], scratch: Callable[[], str]) -> int:
+    """Return the container's layers as a detached mount; `scratch` as overlays.detached has it."""
     lowerdirs, writable = _layers(overlay)
-    try:
-        return overlays.new(lowerdirs, writable)
-    except OSError as err:
-        overlays.mount_by_string(err, lowerdirs, scratch, writable)
-    return m.open_tree(m.AT_FDCWD, scratch)
+    return overlays.detached(lowerdirs, scratch, writable)
 
 
 def _layers(overlay: Mapping[str, Any]) -> tuple[list[str], overlays.Writable]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtimeshim import wire
-from runtimeshim.linux import mounts
+from runtimeshim.linux import mounts, overlay
 from runtimeshim.linux.cgroups import units
 from runtimeshim.oci import container as oci
 from runtimeshim.oci import rootfs
@@ -244,35 +244,31 @@ class Console:
         return fds[0]
 
 
-def _mount_root(spec: Mapping[str, Any], bundle: str, overlay: Mapping[str, Any] | None) -> None:
+def _mount_root(spec: Mapping[str, Any], bundle: str, layers: Mapping[str, Any] | None) -> None:
     """Mount the layers where the specification wants the root, for us and our children only."""
-    if overlay is None:
+    if layers is None:
         return
     target = os.path.join(bundle, spec["root"]["path"])
     propagation = (spec.get("linux") or {}).get("rootfsPropagation")
     try:
         rootfs.detach_from_host(propagation, target)
-        rootfs.mount_overlay(overlay, target)
+        rootfs.mount_overlay(layers, target)
         _mount_overlays(spec, bundle)
     except OSError as err:
         raise StageError("rootfs", str(err)) from err
 
 
 def _mount_overlays(spec: Mapping[str, Any], bundle: str) -> None:
-    """Mount image volumes, which then are binds to the binary: mount(2) knows no `lowerdir+`."""
+    """Mount image volumes, which then are binds to the binary: it knows no `lowerdir+`."""
     changed = False
     for number, mount in enumerate(spec.get("mounts") or ()):
         layers = [o for o in mount.get("options") or () if o.startswith("lowerdir+=")]
         if mount.get("type") != "overlay" or not layers:
             continue
-        data = [("source", "image"), *(("lowerdir+", o.partition("=")[2]) for o in layers)]
+        lowerdirs = [option.partition("=")[2] for option in layers]
         target = f"{bundle}/overlay-{number}"
         os.mkdir(target, 0o755)
-        fd = mounts.new_mount("overlay", data, mounts.MOUNT_ATTR_RDONLY)
-        try:
-            mounts.move_mount(fd, mounts.AT_FDCWD, target)
-        finally:
-            os.close(fd)
+        overlay.mount(lowerdirs, target, source="image", attributes=mounts.MOUNT_ATTR_RDONLY)
         others = [option for option in mount["options"] if option not in layers]
         mount.update(type="bind", source=target, options=["rbind", *others])
         changed = True

@@ -143,10 +143,11 @@ async def test_an_overlay_of_closed_layers_keeps_their_owners(rt: harness.Runtim
 
 
 async def test_ridmap_reaches_the_mounts_below(rt: harness.Runtime) -> None:
-    volume = rt.directory / "volume"
+    """A mount of the same filesystem: tmpfs, for one, has ids to map since Linux 6.3."""
+    volume, other = rt.directory / "volume", rt.directory / "other"
     (volume / "below").mkdir(parents=True)
-
-    mounts.mount("below", str(volume / "below"), "tmpfs", 0)
+    other.mkdir()
+    mounts.mount(str(other), str(volume / "below"), None, mounts.MS_BIND)
     try:
         spec = in_user_namespace(rt.spec(["stat", "-c", "%u", "/one/below", "/all/below"]))
         spec["mounts"] += [bind(volume, "/one", "idmap"), bind(volume, "/all", "ridmap")]
@@ -154,6 +155,13 @@ async def test_ridmap_reaches_the_mounts_below(rt: harness.Runtime) -> None:
     finally:
         mounts.umount(str(volume / "below"))
     assert output.split() == ["65534", "0"]
+
+
+async def test_a_filesystem_without_idmapped_mounts_is_named(rt: harness.Runtime) -> None:
+    spec = in_user_namespace(rt.spec(["true"]))
+    spec["mounts"].append(bind(Path("/sys/kernel"), "/mapped", "idmap"))
+    with pytest.raises(CreateError, match="/sys/kernel on /mapped.*cannot map the ids"):
+        await rt.create(spec)
 
 
 async def test_an_idmapped_mount_without_a_user_namespace(rt: harness.Runtime) -> None:
