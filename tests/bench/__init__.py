@@ -1,1 +1,1 @@
-"""Benchmarks: run by hand, beside whichever peers are on PATH; nothing here is a test."""
+"""hack/bench: criserver and its peers measured side by side; nothing here is a test."""

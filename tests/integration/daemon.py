@@ -112,7 +112,11 @@ class Daemon:
         assert self._process is None, "the daemon runs already"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us, who remove its pods first
             )
         assert self._process.stdout is not None
         line = _read_line(self._process.stdout.fileno(), START_SECONDS)
@@ -196,27 +200,13 @@ class Daemon:
 
     def use_cni(self) -> Path:
         """Have new pods use the real bridge and portmap plugins; returns the configuration."""
-        bridge = {
-            "type": "bridge",
-            "bridge": f"{self.bridge}c",
-            "isGateway": True,
-            "ipMasq": True,
-            "hairpinMode": True,
-            "ipam": {
-                "type": "host-local",
-                "ranges": [[{"subnet": self.cni_subnet}]],
-                "routes": [{"dst": "0.0.0.0/0"}],
-                "dataDir": str(self.home / "host-local"),
-            },
-        }
-        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-        plugins = [bridge, portmap]
-        path = self.cni_conf_dir / "10-bridge.conflist"
-        written = path.with_suffix(".new")
-        written.write_text(
-            json.dumps({"cniVersion": "1.0.0", "name": self.name, "plugins": plugins})
+        return write_conflist(
+            self.cni_conf_dir / "10-bridge.conflist",
+            self.name,
+            f"{self.bridge}c",
+            self.cni_subnet,
+            self.home / "host-local",
         )
-        return written.rename(path)
 
     def snapshot(self) -> leaks.Snapshot:
         """What there is now on the machine, for `assert_nothing_left`."""
@@ -325,6 +315,32 @@ class Daemon:
     def _delete(self) -> None:
         for directory in (self.run_dir, self.home):
             shutil.rmtree(directory)
+
+
+def write_conflist(path: Path, name: str, bridge: str, subnet: str, leases: Path) -> Path:
+    """Write a CNI configuration of Debian's bridge, host-local and portmap; returns its path.
+
+    It appears at once and whole. `leases` is the directory where host-local keeps them.
+    """
+    plugins = [
+        {
+            "type": "bridge",
+            "bridge": bridge,
+            "isGateway": True,
+            "ipMasq": True,
+            "hairpinMode": True,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": subnet}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+                "dataDir": str(leases),
+            },
+        },
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+    ]
+    written = path.with_suffix(".new")
+    written.write_text(json.dumps({"cniVersion": "1.0.0", "name": name, "plugins": plugins}))
+    return written.rename(path)
 
 
 def _read_line(descriptor: int, seconds: float) -> str:

@@ -46,6 +46,7 @@ class Registry:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,  # Ctrl-C is for us, who stop it when all have done
             )
         self.address = self._wait_for_address()
 

@@ -1,0 +1,173 @@
+"""Measure criserver and the CRI runtimes on PATH side by side: hack/bench.
+
+All of them are started in private directories, with networks, cgroups and a registry of their own,
+asked by one client in turns, and taken away again, also after Ctrl-C. Run as root, on a machine
+that does nothing else: what counts are the ratios within one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from api.cri import api_pb2 as cri
+from tests.bench import report
+from tests.bench.groups import burst, density, faults, images, lifecycle, oci, streaming
+from tests.bench.operations import BUILTIN, CNI, GROUPS
+from tests.bench.peers import CRIO, Containerd
+from tests.bench.plan import QUICK, Bench, Plan, progress
+from tests.bench.results import Results
+from tests.bench.runtimes import Criserver, Runtime
+from tests.bench.shapes import Shelf
+from tests.integration import leaks
+
+MEASURES: dict[str, Callable[[Bench], None]] = {
+    "lifecycle": lifecycle.measure,
+    "parallel": lifecycle.measure_parallel,
+    "burst": burst.measure,
+    "images": images.measure,
+    "streaming": streaming.measure,
+    "density": density.measure,
+    "oci": oci.measure,
+    "faults": faults.measure,
+}
+PID_MODES = {"pod": cri.POD, "container": cri.CONTAINER}
+# What can be measured: name -> the programs that it takes.
+PEERS: dict[str, tuple[str, ...]] = {
+    "containerd": ("containerd", "runc"),
+    "crio": ("crio", "conmon", "runc"),
+    "containerd+crun": ("containerd", "crun"),
+    "crio+crun": ("crio", "conmon", "crun"),
+}
+DEFAULT_PEERS = ("containerd", "crio")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and print the tables."""
+    options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    results = Results()
+    began = time.time()
+    with bench(options, results) as made:
+        for group in (name for name in GROUPS if name in (options.only or GROUPS)):
+            MEASURES[group](made)
+        names = [runtime.name for runtime in made.runtimes]
+        progress("taking everything away")
+    for line in report.tables(results, machine()):
+        print(line)
+    print(f"\n{time.time() - began:.0f} s in all")
+    if options.json:
+        options.json.write_text(json.dumps(described(results, names), indent=1))
+    if options.plot:
+        from tests.bench.plot import draw  # it takes matplotlib a second
+
+        draw(results, options.plot, machine())
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="hack/bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    groups = "\n".join(f"  {name:10} {title}" for name, title in GROUPS.items())
+    parser.add_argument(
+        "--only", action="append", choices=GROUPS, metavar="GROUP", help=f"once or more:\n{groups}"
+    )
+    parser.add_argument("--quick", action="store_true", help="few rounds: to see that it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    parser.add_argument(
+        "--plot", type=Path, action="append", metavar="FILE", help="draw the ratios: .svg or .png"
+    )
+    parser.add_argument(
+        "--peer", action="append", choices=PEERS, help="default: containerd and crio, if on PATH"
+    )
+    parser.add_argument(
+        "--network", action="append", choices=(BUILTIN, CNI), help="of ours; default: both"
+    )
+    parser.add_argument(
+        "--pid", choices=PID_MODES, default="pod",
+        help="PID namespace of the pods: as crictl and critest have it (default),\n"
+        "or a container's own, as the kubelet has it",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+@contextlib.contextmanager
+def bench(options: argparse.Namespace, results: Results) -> Iterator[Bench]:
+    """Everything started; afterwards nothing of it is left."""
+    if os.geteuid() != 0:
+        sys.exit("hack/bench: must run as root: it starts container runtimes")
+    directory = Path(tempfile.mkdtemp(prefix=leaks.SESSION, dir="/var/lib"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, directory)
+        shelf = Shelf(directory / "registry")
+        stack.callback(shelf.close)
+        runtimes: list[Runtime] = []
+        for make in makers(options, shelf):
+            runtime = make()
+            stack.callback(runtime.close)
+            stack.push(take_away_in_peace)
+            progress(f"starting {runtime.name}")
+            runtime.start()
+            runtime.client.pull(shelf.small)
+            runtimes.append(runtime)
+        yield Bench(runtimes, shelf, results, QUICK if options.quick else Plan(), directory)
+
+
+def take_away_in_peace(*_: object) -> None:
+    """From here on another Ctrl-C stops nothing."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def makers(options: argparse.Namespace, shelf: Shelf) -> Iterator[Callable[[], Runtime]]:
+    """Yield a maker of each runtime."""
+    pid = PID_MODES[options.pid]
+    for kind in options.network or (BUILTIN, CNI):
+        yield lambda kind=kind: Criserver(kind, shelf.registry, pid)  # type: ignore[misc]
+    for number, name in enumerate(options.peer or DEFAULT_PEERS):
+        if missing := [program for program in PEERS[name] if not shutil.which(program)]:
+            text = f"{name} is left out: not on PATH: {', '.join(missing)}"
+            if options.peer:
+                sys.exit(f"hack/bench: {text}")
+            progress(text)
+            continue
+        maker, oci_runtime = Containerd if "containerd" in PEERS[name] else CRIO, PEERS[name][-1]
+        yield lambda m=maker, o=oci_runtime, n=number: m(  # type: ignore[misc]
+            o, n, shelf.registry, shelf.pause, pid
+        )
+
+
+def machine() -> str:
+    """The date and what the figures depend on."""
+    version = "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1"
+    return (
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, Linux {platform.release()}, "
+        f"{platform.machine()}, cgroup {version}, Python {platform.python_version()}, "
+        f"load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def described(results: Results, names: Sequence[str]) -> dict[str, Any]:
+    """The results for a machine."""
+    return {
+        "machine": machine(),
+        "runtimes": list(names),
+        "results": results.as_json(),
+        "stages": results.stages,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The groups of measurements, by the names that --only takes; each is measure(bench)."""

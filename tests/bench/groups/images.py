@@ -1,0 +1,90 @@
+"""Pulls of several shapes, what a kubelet asks about images, and the memory that a pull takes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from tests.bench import processes
+from tests.bench.operations import operation
+from tests.bench.plan import Bench, column, settle
+from tests.bench.results import Results
+from tests.bench.runtimes import Runtime
+from tests.bench.shapes import LARGE
+
+MB = 1_000_000
+SAMPLE_SECONDS = 0.05  # between two looks at the processes' memory
+LARGEST = "one file of 200 MB"
+WEIGHED = f"memory above idle, {LARGEST}"
+
+
+def measure(bench: Bench) -> None:
+    """The small image many times, the large ones a few times."""
+    runtimes = bench.one_of_ours()
+    for runtime, results in bench.turns("small image", bench.plan.small_pulls, runtimes):
+        settle()
+        small(runtime, bench.shelf.pulled, results)
+    for title, make in LARGE.items() if bench.plan.large else ():
+        name = bench.shelf.put(f"large{len(title)}", make())
+        for runtime, results in bench.turns(title, bench.plan.large_pulls, runtimes):
+            settle()
+            large(runtime, title, name, results)
+        if title == LARGEST:
+            for runtime in runtimes:
+                weigh(runtime, name, bench.results)
+
+
+def small(runtime: Runtime, name: str, results: Results) -> None:
+    who, client = column(runtime), runtime.client
+    calls: dict[str, Callable[[], None]] = {
+        "PullImage, 1 MB": lambda: client.pull(name),
+        "ImageStatus": lambda: client.image_status(name),
+        "ListImages": client.list_images,
+        "RemoveImage": lambda: client.remove_image(name),
+    }
+    for title, call in calls.items():
+        results.timed("images", title, who, call)
+
+
+def large(runtime: Runtime, title: str, name: str, results: Results) -> None:
+    who, client = column(runtime), runtime.client
+    results.timed("images", f"pull, {title}", who, lambda: client.pull(name))
+    client.remove_image(name)
+
+
+def weigh(runtime: Runtime, name: str, results: Results) -> None:
+    """A pull of its own, since to look at memory takes time."""
+    with Watch(runtime) as watch:
+        runtime.client.pull(name)
+    runtime.client.remove_image(name)
+    results.add(operation("images", WEIGHED, "MB"), column(runtime), watch.growth() / MB)
+
+
+class Watch:
+    """The most memory that a runtime has taken beyond what it took before, while watched."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._roots = runtime.daemon_pids()
+        self._idle = self._now()
+        self._most = self._idle
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            self._most = max(self._most, self._now())
+
+    def _now(self) -> int:
+        return processes.pss(self._roots | processes.below(*self._roots))
+
+    def growth(self) -> int:
+        """Bytes."""
+        return self._most - self._idle

@@ -1,0 +1,93 @@
+"""How much is measured, and the turns in which the runtimes take it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.operations import BUILTIN
+from tests.bench.results import Column, Results
+from tests.bench.runtimes import Runtime
+from tests.bench.shapes import Shelf
+
+# Between two turns, so that what the kernel does behind one is not in the time of the next.
+PAUSE_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of rounds, pods and seconds; the whole of it takes some 12 minutes."""
+
+    cycles: int = 25
+    parallel: int = 4  # turns of 8 cycles at a time
+    bursts: int = 3
+    burst_pods: int = 60
+    small_pulls: int = 20
+    large_pulls: int = 3
+    large: bool = True
+    density: tuple[int, ...] = (10, 100, 300)  # pods
+    containers: tuple[int, ...] = (10, 100, 500)
+    asked: int = 100  # statuses and lists of each kind at each density
+    idle_seconds: float = 15.0
+    streams: int = 4
+    stream_mib: int = 200
+    oci: int = 25
+    dead_seconds: float = 5.0
+    lines: int = 20_000
+
+
+QUICK = Plan(
+    cycles=2, parallel=1, bursts=1, burst_pods=4, small_pulls=2, large=False, density=(2,),
+    containers=(4,), asked=5, idle_seconds=0.5, streams=1, stream_mib=8, oci=2, dead_seconds=0.5,
+    lines=2_000,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a group of measurements works with."""
+
+    runtimes: Sequence[Runtime]
+    shelf: Shelf
+    results: Results
+    plan: Plan
+    directory: Path
+
+    def one_of_ours(self) -> list[Runtime]:
+        """The runtimes for what no pod network has a part in: one of ours, and the peers."""
+        ours = [runtime for runtime in self.runtimes if runtime.is_ours]
+        chosen = next((runtime for runtime in ours if runtime.kind == BUILTIN), *ours[:1])
+        return [runtime for runtime in self.runtimes if not runtime.is_ours or runtime is chosen]
+
+    def turns(
+        self, what: str, rounds: int, runtimes: Sequence[Runtime] | None = None
+    ) -> Iterator[tuple[Runtime, Results]]:
+        """Yield each runtime in each round, in turns; the first round only warms the caches.
+
+        What is measured goes to the results that come with it.
+        """
+        chosen = list(runtimes or self.runtimes)
+        for number in range(rounds + 1):
+            progress(f"{what}: {f'round {number} of {rounds}' if number else 'warming up'}")
+            for runtime in chosen if number % 2 else reversed(chosen):
+                time.sleep(PAUSE_SECONDS)
+                yield runtime, self.results if number else Results()
+
+
+def column(runtime: Runtime) -> Column:
+    return Column(runtime.name, runtime.kind)
+
+
+def progress(text: str) -> None:
+    """Say on the standard error what is going on."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def settle() -> None:
+    """Let nothing of what one runtime wrote be written to the disk in the next one's time."""
+    subprocess.run(["sync"], check=True)
+    time.sleep(PAUSE_SECONDS)
