@@ -58,6 +58,7 @@ VERBS = {
     "serve": Verb("run the daemon", DAEMON),
     "config": Verb("print or check the daemon's configuration", DAEMON),
     "network": Verb("reset the built-in network", DAEMON),
+    "teardown": Verb("end daemon, spawner and network of a node without pods", DAEMON),
     "info": Verb("show the state of the runtime", DAEMON),
     "completion": Verb("print a script that completes commands in a shell", DAEMON),
     "version": Verb("show the versions of client and runtime", DAEMON),
@@ -68,6 +69,7 @@ PROGRAMS = {
     "serve": "criserver.daemon",
     "config": "criserver.config_command",
     "network": "criserver.network_reset",
+    "teardown": "criserver.teardown",
 }
 
 

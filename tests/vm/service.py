@@ -49,10 +49,7 @@ class Service:
         self.close()
         systemctl("disable", "--now", "criserver")
         spawner = Path("/run/criserver/spawner.pid")
-        subprocess.run(
-            [sys.executable, ROOT / "hack/teardown", "/var/lib/criserver", "/run/criserver",
-             "--purge"], check=True,
-        )  # fmt: skip
+        subprocess.run([BIN / "criserver", "teardown", "--purge"], check=True)
         assert not spawner.exists()
         UNIT.unlink()
         systemctl("daemon-reload")
