@@ -27,6 +27,7 @@ from api.stages import observe
 from criserver import apparmor, logs, oci_features
 from criserver import config as configuration
 from criserver.config import Config, ConfigError
+from criserver.diagnosis import Diagnosis
 from criserver.events import Events, publish_changes
 from criserver.explain.history import History
 from criserver.explain.subjects import Subjects
@@ -241,7 +242,8 @@ async def _serve(
     readiness = Readiness()
     subjects = Subjects(runtime.sandboxes.mirror, runtime.containers.mirror)
     server = make_server(handlers(runtime), readiness, [AccessLog(subjects)])
-    _add_extension(server, runtime)
+    diagnosis = Diagnosis(runtime)
+    _add_extension(server, runtime, diagnosis)
     socket = runtime.config.listen_path
     bind(server, socket)
     await server.start()
@@ -253,9 +255,11 @@ async def _serve(
         readiness.ready()
         _announce(socket)
         service.ready()
-        reloading = asyncio.create_task(reloads())
+        audits = diagnosis.auditor.audit_forever(lambda: runtime.config.audit)
+        background = [asyncio.create_task(work) for work in (reloads(), audits)]
         await stopping.wait()
-        reloading.cancel()
+        for task in background:
+            task.cancel()
         log.info("stopping")
         service.stopping()
     finally:
@@ -266,14 +270,13 @@ async def _serve(
         await runtime.operations.drain(DRAIN_SECONDS)
 
 
-def _add_extension(server: grpc.aio.Server, runtime: Runtime) -> None:
+def _add_extension(server: grpc.aio.Server, runtime: Runtime, diagnosis: Diagnosis) -> None:
     from api.extension import extension_pb2_grpc
-    from criserver.diagnosis import Diagnosis
     from criserver.extension import extension_servicer
     from criserver.sandbox_port_forward import connect_to_pod
 
     connect = functools.partial(connect_to_pod, runtime)
-    servicer = extension_servicer(runtime.find_shim, runtime.images, connect, Diagnosis(runtime))
+    servicer = extension_servicer(runtime.find_shim, runtime.images, connect, diagnosis)
     extension_pb2_grpc.add_ExtensionServicer_to_server(servicer, server)
 
 

@@ -98,6 +98,10 @@ class Operations:
         operation = self._current.get(key)
         return operation is not None and operation.name == name
 
+    def is_busy(self, key: str) -> bool:
+        """Tell whether anything is being done to the object."""
+        return key in self._current
+
     def where(self, key: str) -> str:
         """Say what is being done to the object, for a person; empty if nothing is."""
         operation = self._current.get(key)

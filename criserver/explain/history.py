@@ -21,7 +21,7 @@ from api.cri import api_pb2 as cri
 from api.stages import Stage, Stages
 from criserver.events import Change
 from criserver.explain.record import operation_record
-from criserver.explain.subjects import IMAGE, Found, Subject, Subjects, describe
+from criserver.explain.subjects import CONTAINER, IMAGE, Found, Subject, Subjects, describe
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +181,19 @@ class History:
             "SELECT image FROM history_pulls WHERE pod = ? ORDER BY image", (sandbox_id,)
         )
         return sorted({row[0] for row in rows} | {i for i, pod in self._pulls if pod == sandbox_id})
+
+    def gone(self, keys: Iterable[str]) -> set[str]:
+        """Return those ids of pods and containers that were this daemon's and are no more."""
+        wanted = {key for key in keys if self.alive.find(key) is None}
+        if not wanted:
+            return set()
+        return {one.key for one in self.subjects() if one.key in wanted and one.kind != IMAGE}
+
+    def gone_containers(self, prefixes: Iterable[str]) -> dict[str, str]:
+        """Return {begin of an id: the id} of containers that are no more, or that have ended."""
+        wanted = set(prefixes)
+        known = {one.key for one in self.subjects() if one.kind == CONTAINER} if wanted else set()
+        return {key[:10]: key for key in known if key[:10] in wanted}
 
     # -- writing ------------------------------------------------------------------------------
 

@@ -136,6 +136,15 @@ def parent(pid: int) -> int:
         return 0
 
 
+def start_time(pid: int) -> str:
+    """Return when a process started, in ticks since boot: with its pid it is one process for ever.
+
+    Raises FileNotFoundError or ProcessLookupError when it has ended.
+    """
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b") ")[2].split()[19].decode()
+
+
 def _status(pid: int) -> dict[str, str]:
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
         pairs = (line.partition(":") for line in file)
