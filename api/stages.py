@@ -163,12 +163,12 @@ class Stages:
     def add(self, timings: Mapping[str, int], prefix: str) -> None:
         """Take over the stages, in ns and in their order, that another process has measured.
 
-        It has just reported, so they are taken to end now; they become children of the stage that
-        is open here.
+        It has just reported, so they are taken to end now, one after the other; they become
+        children of the stage that is open here.
         """
         self.finished.update({f"{prefix}.{name}": spent for name, spent in timings.items()})
         parts = {name: spent for name, spent in timings.items() if name != TOTAL}
-        starts = time.monotonic_ns() - timings.get(TOTAL, sum(parts.values()))
+        starts = time.monotonic_ns() - max(timings.get(TOTAL, 0), sum(parts.values()))
         for name, spent in parts.items():
             part = Stage(self, f"{prefix}.{name}", parent=_INNERMOST.get())
             part.started, part.foreign = starts, True
@@ -181,6 +181,10 @@ class Stages:
     def innermost(self) -> Stage | None:
         """Return the stage that was opened last and is still open."""
         return next(reversed(self._open), None)
+
+    def opened(self) -> list[Stage]:
+        """Return the stages that are open, in the order of their begin."""
+        return list(self._open)
 
     def current(self) -> tuple[str, float] | None:
         """Return the innermost open stage and the seconds since it began."""

@@ -14,7 +14,7 @@ from criserver.rpcs import CANCELLED, OK, Call
 
 log = logging.getLogger("criserver.rpc")
 
-READ_ONLY = ("Version", "Status", "RuntimeConfig", "ImageFsInfo", "List", "Stream")
+READ_ONLY = ("Version", "Status", "RuntimeConfig", "ImageFsInfo", "List", "Stream", "Explain")
 
 
 class AccessLog:

@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from criserver import config_schema
-from criserver.config_observability import MAX_SOCKET_PATH, MetricsConfig, TracingConfig
+from criserver.config_observability import (
+    MAX_SOCKET_PATH,
+    AuditConfig,
+    MetricsConfig,
+    TracingConfig,
+)
 from criserver.config_schema import ConfigError, Given, setting, table, tables
 from imageservice import pinning
 
@@ -33,6 +38,7 @@ CGROUP_DRIVERS = ("cgroupfs", "systemd")
 MAX_INTERFACE_NAME = 15
 
 __all__ = [
+    "AuditConfig",
     "Config",
     "ConfigError",
     "ContainersConfig",
@@ -297,6 +303,7 @@ class Config:
     registries: RegistriesConfig = table(RegistriesConfig)
     images: ImagesConfig = table(ImagesConfig)
     streaming: StreamingConfig = table(StreamingConfig)
+    audit: AuditConfig = table(AuditConfig)
     metrics: MetricsConfig = table(MetricsConfig)
     tracing: TracingConfig = table(TracingConfig)
     runtimes: dict[str, RuntimeConfig] = tables(

@@ -51,6 +51,24 @@ def _is_endpoint(text: str) -> bool:
 
 
 @dataclass(frozen=True)
+class AuditConfig:
+    """The periodic look for what belongs to nobody; see docs/troubleshooting.md."""
+
+    interval_seconds: float = setting(
+        300.0,
+        "How often what is on the machine is compared with the records; 0 is never.",
+        "0 or more",
+        lambda seconds: seconds >= 0,
+        reloaded=True,
+    )
+    remove: bool = setting(
+        True,
+        "Remove what two audits in a row have found and what provably was this daemon's.",
+        reloaded=True,
+    )
+
+
+@dataclass(frozen=True)
 class MetricsConfig:
     """Where Prometheus gets the metrics."""
 

@@ -25,8 +25,8 @@ from api.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
-from api.stages import RECORDER, stage
-from criserver import apparmor, cdi, host_devices, image_volumes, signals
+from api.stages import RECORDER, stage, waiting_for
+from criserver import apparmor, cdi, host_devices, image_volumes, signals, waits
 from criserver.bundle import remove_bundle, write_bundle
 from criserver.container_spec import (
     ContainerSpecInput,
@@ -180,7 +180,12 @@ class Creation:
         )
         try:
             with stage("create"):
-                shim = await self._runtime.spawner.spawn_shim(self._id, bundle, options)
+                shim = await self._runtime.spawner.spawn_shim(
+                    self._id,
+                    bundle,
+                    options,
+                    watch=lambda pid: waiting_for(lambda: waits.shim(pid)),
+                )
                 if (recorder := RECORDER.get()) is not None:
                     recorder.add(shim.timings, "create")
         except CreateError as err:

@@ -7,7 +7,8 @@ import time
 
 from api.cri import api_pb2 as cri
 from api.errors import FailedPreconditionError, InternalError, InvalidArgumentError
-from api.stages import stage
+from api.stages import stage, waiting_for
+from criserver import waits
 from criserver.container_stop import kill
 from criserver.runtime import Runtime
 from criserver.store.containers import State
@@ -40,6 +41,7 @@ async def _start(runtime: Runtime, container_id: str) -> None:
         if shim is None:  # init died while it waited: its exit is being recorded
             raise StartError(f"the init of container {container_id} is gone")
         with stage("start"):
+            waiting_for(lambda: waits.creator(runtime, container_id))
             await shim.start()
     except ShimError as err:
         await _failed(runtime, container_id, err)

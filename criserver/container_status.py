@@ -23,7 +23,7 @@ async def container_status(
 ) -> cri.ContainerStatusResponse:
     """Return a container's status. NotFoundError is the one error that the kubelet understands."""
     container = runtime.containers.mirror.get(request.container_id)
-    info = _info(runtime, container) if request.verbose else {}
+    info = await _info(runtime, container) if request.verbose else {}
     return cri.ContainerStatusResponse(
         status=status_of(container, runtime.images.repo_digest), info=info
     )
@@ -86,7 +86,7 @@ def _stop_signal(container: Container) -> cri.Signal:
     return container.message_config.stop_signal or signals.cri_signal(container.stop_signal)
 
 
-def _info(runtime: Runtime, container: Container) -> dict[str, str]:
+async def _info(runtime: Runtime, container: Container) -> dict[str, str]:
     info: dict[str, Any] = {
         "sandboxID": container.sandbox_id,
         "pid": container.pid,
@@ -101,5 +101,6 @@ def _info(runtime: Runtime, container: Container) -> dict[str, str]:
     return {
         "info": json.dumps(info),
         "timings": json.dumps(timings),
+        "explain": json.dumps(await runtime.explainer.explain(container.id)),
         **({"operation": current} if current else {}),
     }

@@ -6,7 +6,8 @@ import signal
 
 from api.cri import api_pb2 as cri
 from api.errors import InternalError, InvalidArgumentError
-from api.stages import stage
+from api.stages import stage, waiting_for
+from criserver import waits
 from criserver.runtime import Runtime
 from criserver.store.containers import State
 from runtimeshim.client import ShimError
@@ -43,6 +44,7 @@ async def kill_container(runtime: Runtime, container_id: str) -> None:
 async def kill(runtime: Runtime, container_id: str) -> None:
     """Send SIGKILL and wait until the end is recorded; part of another operation."""
     with stage("kill"):
+        waiting_for(lambda: waits.killed(runtime, container_id))
         await _signal(runtime, container_id, signal.SIGKILL)
         await runtime.shims.ended(container_id)
 
@@ -66,6 +68,7 @@ async def _ask_to_stop(runtime: Runtime, container_id: str) -> None:
             await _signal(runtime, container_id, container.stop_signal)
             runtime.containers.stop_signalled(container_id)
     with stage("grace"):
+        waiting_for(lambda: waits.signalled(runtime, container_id, container.stop_signal))
         async with runtime.stops.grace(container_id):
             await runtime.shims.ended(container_id)
 

@@ -23,10 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from api.errors import CRIError
+from api.stages import observe
 from criserver import apparmor, logs, oci_features
 from criserver import config as configuration
 from criserver.config import Config, ConfigError
+from criserver.diagnosis import Diagnosis
 from criserver.events import Events, publish_changes
+from criserver.explain.history import History
+from criserver.explain.subjects import Subjects
 from criserver.host_facts import host_facts
 from criserver.readiness import RuntimeReadiness
 from criserver.recovery import recover
@@ -124,6 +128,8 @@ async def serve(config: Config, read_again: Callable[[], Config]) -> None:
         runtime = _make_runtime(config, connection, spawner, network, profile)
         binaries = {name: external.path for name, external in config.runtimes.items()}
         runtime.recursive_read_only = await oci_features.recursive_read_only(spawner, binaries)
+        stack.callback(runtime.history.close)
+        stack.callback(observe(runtime.history))
         stack.push_async_callback(runtime.shims.close)
         stack.callback(runtime.sandbox_watch.close)
         stack.push_async_callback(runtime.images.close)
@@ -155,6 +161,8 @@ def _make_runtime(
     )
     events = Events()
     publish_changes(events, sandboxes, containers)
+    history = History(connection, Subjects(sandboxes, containers))
+    events.also = history.changed
     images = service.ImageService(
         config.root, connection, spawner, registries, _image_settings(config)
     )
@@ -174,6 +182,7 @@ def _make_runtime(
         collector=Collector(manager, sandboxes, containers, images.writable_usage),
         streams=_make_streams(config),
         readiness=RuntimeReadiness(spawner, connection),
+        history=history,
     )
 
 
@@ -233,7 +242,8 @@ async def _serve(
     readiness = Readiness()
     subjects = Subjects(runtime.sandboxes.mirror, runtime.containers.mirror)
     server = make_server(handlers(runtime), readiness, [AccessLog(subjects)])
-    _add_extension(server, runtime)
+    diagnosis = Diagnosis(runtime)
+    _add_extension(server, runtime, diagnosis)
     socket = runtime.config.listen_path
     bind(server, socket)
     await server.start()
@@ -245,9 +255,11 @@ async def _serve(
         readiness.ready()
         _announce(socket)
         service.ready()
-        reloading = asyncio.create_task(reloads())
+        audits = diagnosis.auditor.audit_forever(lambda: runtime.config.audit)
+        background = [asyncio.create_task(work) for work in (reloads(), audits)]
         await stopping.wait()
-        reloading.cancel()
+        for task in background:
+            task.cancel()
         log.info("stopping")
         service.stopping()
     finally:
@@ -258,13 +270,13 @@ async def _serve(
         await runtime.operations.drain(DRAIN_SECONDS)
 
 
-def _add_extension(server: grpc.aio.Server, runtime: Runtime) -> None:
+def _add_extension(server: grpc.aio.Server, runtime: Runtime, diagnosis: Diagnosis) -> None:
     from api.extension import extension_pb2_grpc
     from criserver.extension import extension_servicer
     from criserver.sandbox_port_forward import connect_to_pod
 
     connect = functools.partial(connect_to_pod, runtime)
-    servicer = extension_servicer(runtime.find_shim, runtime.images, connect)
+    servicer = extension_servicer(runtime.find_shim, runtime.images, connect, diagnosis)
     extension_pb2_grpc.add_ExtensionServicer_to_server(servicer, server)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -82,9 +82,12 @@ class Events:
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
         self._held: deque[Change] = deque(maxlen=MAX_HELD)
+        self.also: Callable[[Change], None] | None = None  # told of each, before the listeners
 
     def publish(self, change: Change) -> None:
         """Hand a change to all listeners, or keep it for the next one."""
+        if self.also is not None:
+            self.also(change)
         for listener in self._listeners:
             listener.put(change)
         if not self._listeners:

@@ -19,7 +19,8 @@ from api.errors import InvalidArgumentError, NotFoundError
 from api.extension import extension_pb2 as pb
 from criserver.bundle import read_spec
 from criserver.exec_process import exec_process
-from criserver.extension_images import Images, ImageServicer
+from criserver.extension_diagnosis import Diagnoses, DiagnosisServicer
+from criserver.extension_images import Images
 from criserver.streaming.fds import FdReader, FdWriter, duplicate
 from criserver.streaming.session import AttachSession, ExecSession, Session, Stream, Wanted
 from runtimeshim.client import Shim
@@ -36,16 +37,20 @@ Connect = Callable[[str, int], Awaitable[socket.socket]]
 Input: TypeAlias = pb.ExecInput | pb.AttachInput  # they differ in `start` alone
 
 
-def extension_servicer(lookup: Lookup, images: Images, connect: Connect) -> ExtensionServicer:
+def extension_servicer(
+    lookup: Lookup, images: Images, connect: Connect, diagnoses: Diagnoses
+) -> ExtensionServicer:
     """Return the servicer to register on the CRI's socket, behind the same interceptors."""
-    return ExtensionServicer(lookup, images, connect)
+    return ExtensionServicer(lookup, images, connect, diagnoses)
 
 
-class ExtensionServicer(ImageServicer):
+class ExtensionServicer(DiagnosisServicer):
     """Exec, Attach, PortForward and what is inherited; extension.proto says what they promise."""
 
-    def __init__(self, lookup: Lookup, images: Images, connect: Connect) -> None:
-        super().__init__(images)
+    def __init__(
+        self, lookup: Lookup, images: Images, connect: Connect, diagnoses: Diagnoses
+    ) -> None:
+        super().__init__(images, diagnoses)
         self._lookup = lookup
         self._connect = connect
 

@@ -7,10 +7,17 @@ from collections.abc import AsyncIterator
 from api.cri import api_pb2 as cri
 from criserver.paging import pages
 from criserver.runtime import Runtime
+from criserver.store.sandboxes import sandbox_name
+from imageservice import reference
 
 
 async def pull_image(runtime: Runtime, request: cri.PullImageRequest) -> cri.PullImageResponse:
     """Pull an image with the request's credentials."""
+    wanted = reference.parse(request.image.image)
+    if request.HasField("sandbox_config"):
+        name = sandbox_name(request.sandbox_config.metadata)
+        if (pod := runtime.sandboxes.mirror.by_name(name)) is not None:
+            runtime.history.pulled_for(str(wanted), pod.id)
     return await runtime.images.pull_image(request)
 
 

@@ -8,11 +8,13 @@ never the work: the error names the stage and how long the operation has been in
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from api.errors import DeadlineExceededError, UnavailableError
 from api.stages import Stages, record
@@ -44,6 +46,15 @@ class Operation:
         return f"{self.name} of {self.key} is {place}, {self.stages.elapsed():.1f} s in all"
 
 
+class Queued(NamedTuple):
+    """An operation that waits for its turn: `since` in monotonic ns."""
+
+    key: str
+    name: str
+    since: int
+    behind: Operation
+
+
 class Operations:
     """The operations in flight, and the stage timings of the last ones of each object."""
 
@@ -51,6 +62,7 @@ class Operations:
         self._current: dict[str, Operation] = {}
         self._timings: dict[str, dict[str, dict[str, int]]] = {}
         self._unclaimed: set[str] = set()
+        self._queue: dict[int, Queued] = {}
 
     async def run(
         self,
@@ -72,7 +84,8 @@ class Operations:
             operation.name,
             operation.detail,
         ):
-            await self._finished(operation)
+            with self._queued(key, name, operation):
+                await self._finished(operation)
         if operation is None:
             operation = self._begin(key, name, work, detail)
         else:
@@ -85,10 +98,27 @@ class Operations:
         operation = self._current.get(key)
         return operation is not None and operation.name == name
 
+    def is_busy(self, key: str) -> bool:
+        """Tell whether anything is being done to the object."""
+        return key in self._current
+
     def where(self, key: str) -> str:
         """Say what is being done to the object, for a person; empty if nothing is."""
         operation = self._current.get(key)
         return operation.where() if operation else ""
+
+    @contextlib.contextmanager
+    def _queued(self, key: str, name: str, behind: Operation) -> Iterator[None]:
+        queued = Queued(key, name, time.monotonic_ns(), behind)
+        self._queue[id(queued)] = queued
+        try:
+            yield
+        finally:
+            del self._queue[id(queued)]
+
+    def queue(self, key: str) -> list[Queued]:
+        """Return what waits until another operation on the object has ended."""
+        return [queued for queued in self._queue.values() if queued.key == key]
 
     def under_way(self) -> list[str]:
         """Say what is being done to all objects, for a person."""

@@ -44,7 +44,7 @@ async def recover(runtime: Runtime, connection: sqlite3.Connection) -> None:
     containers, sandboxes = runtime.containers.mirror, runtime.sandboxes.mirror
     await _each(_undo_container(runtime, container.id) for container in containers.unmade())
     await _each(_recover_container(runtime, container) for container in containers.made())
-    await _each(_remove_bundle_of_nobody(path) for path in _bundles_of_nobody(runtime))
+    await _each(remove_bundle_of_nobody(path) for path in _bundles_of_nobody(runtime))
     await _each(_undo_sandbox(runtime, sandbox.id) for sandbox in sandboxes.unmade())
     for sandbox in sandboxes.made():
         _recover_sandbox(runtime, sandbox, rebooted)
@@ -122,12 +122,13 @@ def _exit_record(bundle: Path) -> exit_record.ExitRecord | None:
 async def _undo_container(runtime: Runtime, container_id: str) -> None:
     """Remove what a CreateContainer that died with the daemon has left."""
     log.info("container %s was half made: removed", container_id)
-    await _remove_bundle_of_nobody(runtime.bundle(container_id))
+    await remove_bundle_of_nobody(runtime.bundle(container_id))
     await runtime.images.remove_rootfs(container_id)
     runtime.containers.remove(container_id)
 
 
-async def _remove_bundle_of_nobody(bundle: Path) -> None:
+async def remove_bundle_of_nobody(bundle: Path) -> None:
+    """End and remove what a bundle without a container stands for; idempotent."""
     shim = await _living_shim(bundle)
     if shim is not None:
         await shim.delete()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from api.errors import FailedPreconditionError
+from criserver import waits
 from criserver.config import Config
 from criserver.container_spec import HostFacts
 from criserver.events import Events
+from criserver.explain.explainer import Explainer
+from criserver.explain.history import History
 from criserver.operations import Operations
 from criserver.readiness import RuntimeReadiness
 from criserver.sandbox_watch import SandboxWatch
@@ -50,9 +54,15 @@ class Runtime:
     collector: Collector
     streams: StreamingServer
     readiness: RuntimeReadiness
+    history: History
     recursive_read_only: Collection[str] = ()  # external runtime handlers that can mount so
     operations: Operations = field(default_factory=Operations)
     stops: Stops = field(default_factory=Stops)
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """What tells a person what was done to an object."""
+        return Explainer(self.history, self.operations, lambda key: waits.stuck(self, key))
 
     def bundle(self, container_id: str) -> Path:
         """Return the directory of a container's bundle."""

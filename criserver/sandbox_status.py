@@ -18,7 +18,7 @@ async def pod_sandbox_status(
 ) -> cri.PodSandboxStatusResponse:
     """Return a sandbox's status. NotFoundError is the one error that the kubelet understands."""
     sandbox = runtime.sandboxes.mirror.get(request.pod_sandbox_id)
-    info = _info(runtime, sandbox) if request.verbose else {}
+    info = await _info(runtime, sandbox) if request.verbose else {}
     containers = (each for each in runtime.containers.of_sandbox(sandbox.id) if each.made)
     repo_digest = runtime.images.repo_digest
     return cri.PodSandboxStatusResponse(
@@ -58,7 +58,7 @@ def _network(sandbox: Sandbox) -> cri.PodSandboxNetworkStatus:
     )
 
 
-def _info(runtime: Runtime, sandbox: Sandbox) -> dict[str, str]:
+async def _info(runtime: Runtime, sandbox: Sandbox) -> dict[str, str]:
     made = sandbox.runtime_values or {}
     info = {
         "pid": made.get("init_pid") or 0,
@@ -74,5 +74,6 @@ def _info(runtime: Runtime, sandbox: Sandbox) -> dict[str, str]:
     return {
         "info": json.dumps(info),
         "timings": json.dumps(runtime.operations.timings(sandbox.id)),
+        "explain": json.dumps(await runtime.explainer.explain(sandbox.id)),
         **({"operation": current} if current else {}),
     }

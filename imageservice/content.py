@@ -194,9 +194,9 @@ class ContentStore:
     """The blobs below `root`/content."""
 
     def __init__(self, root: Path, threads: int) -> None:
-        self._blobs = root / "content" / "blobs" / "sha256"
-        self._ingests = root / "content" / "ingest"
-        for directory in (self._blobs, self._ingests):
+        self.blobs = root / "content" / "blobs" / "sha256"
+        self.ingests = root / "content" / "ingest"
+        for directory in (self.blobs, self.ingests):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._reserved: dict[str, asyncio.Lock] = {}
         self._claims: Counter[str] = Counter()
@@ -205,7 +205,7 @@ class ContentStore:
 
     def path(self, digest: str) -> Path:
         """Return where the blob is or will be."""
-        return self._blobs / digest.removeprefix("sha256:")
+        return self.blobs / digest.removeprefix("sha256:")
 
     def has(self, digest: str) -> bool:
         """Tell whether the blob is there, complete and verified."""
@@ -224,13 +224,17 @@ class ContentStore:
             if not self._claims[digest]:
                 del self._claims[digest], self._reserved[digest]
 
+    def is_reserved(self, digest: str) -> bool:
+        """Tell whether somebody is bringing the blob in."""
+        return digest in self._reserved
+
     def partial_path(self, digest: str) -> Path:
         """Return where the blob's first bytes are while there are not all."""
-        return self._ingests / digest.removeprefix("sha256:")
+        return self.ingests / digest.removeprefix("sha256:")
 
     def new_ingest_path(self) -> Path:
         """Return a fresh name for a file that is deleted when its maker is gone."""
-        return self._ingests / secrets.token_hex(8)
+        return self.ingests / secrets.token_hex(8)
 
     def put(self, digest: str, data: bytes) -> None:
         """Store a small blob whose digest the caller has verified."""
@@ -268,10 +272,10 @@ class ContentStore:
         Blobs that the database lacks are partial ones from now on: nobody has seen to it that they
         survive a power loss, so they are verified again when they are wanted.
         """
-        for path in self._ingests.iterdir():
+        for path in self.ingests.iterdir():
             if not is_digest(f"sha256:{path.name}"):
                 path.unlink()
-        for path in self._blobs.iterdir():
+        for path in self.blobs.iterdir():
             if (digest := f"sha256:{path.name}") not in known:
                 self.demote(digest)
 
@@ -282,7 +286,7 @@ class ContentStore:
         """
         limit = time.time() - older_than
         gone: list[int] = []
-        for path in self._ingests.iterdir():
+        for path in self.ingests.iterdir():
             digest = f"sha256:{path.name}"
             if is_digest(digest) and digest not in self._reserved:
                 with contextlib.suppress(FileNotFoundError):  # just finished, and so renamed
@@ -297,7 +301,7 @@ class ContentStore:
 
         The content itself is not read: imageservice.verify does that.
         """
-        with os.scandir(self._blobs) as entries:
+        with os.scandir(self.blobs) as entries:
             there = {entry.name: entry.stat().st_size for entry in entries}
         return [d for d, size in known.items() if there.get(d.removeprefix("sha256:")) != size]
 

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from api.stages import note
 from imageservice.content import ContentStore, Ingest, Tap
 from imageservice.errors import (
     BadContentError,
@@ -158,6 +159,7 @@ async def _transfer(wanted: WantedLayer, source: BlobSource, ingest: Ingest) -> 
                 ingest.discard()
             raise registry_unavailable(f"{wanted} breaks off: {reason}")
         log.info("%s breaks off: %s", wanted, reason)
+        note(f"the transfer broke off: {reason}")
         await asyncio.sleep(RETRY_SECONDS * breaks)
 
 

@@ -62,7 +62,8 @@ class Layers:
         syncer: Syncer,
         parallel: int,
     ) -> None:
-        self._directory = root / "layers"
+        self.directory = root / "layers"
+        self.busy: set[int] = set()  # numbers of directories that are being made or removed
         self._store = store
         self._content = content
         self._spawner = spawner
@@ -71,17 +72,17 @@ class Layers:
         self._fetcher = Fetcher(content)
         self._slots = asyncio.Semaphore(parallel)
         # The lower directory of an image without layers: overlayfs needs one.
-        (self._directory / "empty" / "fs").mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._directory.chmod(0o700)
-        spread_subdirectories(self._directory)
+        (self.directory / "empty" / "fs").mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.directory.chmod(0o700)
+        spread_subdirectories(self.directory)
         self._next = 1 + max([*self._on_disk(), *store.layer_numbers()], default=0)
 
     def _on_disk(self) -> list[int]:
-        return [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
+        return [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
 
     def path(self, number: int) -> Path:
         """Return the directory with the content of layer `number`."""
-        return self._directory / str(number) / "fs"
+        return self.directory / str(number) / "fs"
 
     def lowerdirs(self, chain_ids: Sequence[str]) -> tuple[str, ...]:
         """Return overlayfs' lower directories for layers given base first; the top comes first.
@@ -89,12 +90,12 @@ class Layers:
         Raises InternalError when one is missing.
         """
         if not chain_ids:
-            return (str(self._directory / "empty" / "fs"),)
+            return (str(self.directory / "empty" / "fs"),)
         return tuple(str(self.path(self._known(chain).number)) for chain in reversed(chain_ids))
 
     def with_empty(self, lowerdirs: Sequence[str]) -> tuple[str, ...]:
         """Return lower directories of a read-only overlay, which has to have two at least."""
-        return (*lowerdirs, str(self._directory / "empty" / "fs"))
+        return (*lowerdirs, str(self.directory / "empty" / "fs"))
 
     def _known(self, chain_id: str) -> Layer:
         layer = self._store.layer(chain_id)
@@ -192,6 +193,7 @@ class Layers:
         finally:
             if not self._store.has_layer(chain_id):
                 await asyncio.shield(asyncio.to_thread(_remove_all, [path.parent]))
+            self.busy.discard(number)
 
     async def _keep_blob(self, wanted: WantedLayer, source: BlobSource | None) -> None:
         """Fetch the blob of a layer that is there: it came as another, or was damaged since."""
@@ -256,6 +258,7 @@ class Layers:
         """Make the empty directory of a new layer; returns its number too."""
         number = self._next
         self._next += 1
+        self.busy.add(number)
         path = self.path(number)
         path.mkdir(mode=0o755, parents=True)
         path.chmod(0o755)
@@ -275,6 +278,8 @@ class Layers:
         except BaseException:
             await asyncio.shield(asyncio.to_thread(_remove_all, [path.parent]))
             raise
+        finally:
+            self.busy.discard(number)
 
     async def _finish(
         self, wanted: WantedLayer, path: Path, answer: dict[str, Any], listing: list[int]
@@ -429,9 +434,14 @@ class Layers:
 
     async def remove(self, numbers: Collection[int]) -> None:
         """Delete the directories of layers that have left the database."""
-        if numbers:
-            paths = [self._directory / str(number) for number in numbers]
+        if not numbers:
+            return
+        paths = [self.directory / str(number) for number in numbers]
+        self.busy.update(numbers)
+        try:
             await asyncio.shield(asyncio.to_thread(_remove_all, paths))
+        finally:
+            self.busy.difference_update(numbers)
 
     async def sweep(self) -> None:
         """Delete directories that an earlier daemon left unfinished."""

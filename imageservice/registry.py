@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,7 @@ import aiohttp
 from yarl import URL
 
 from api.errors import CRIError, ImagePullError
+from api.stages import note, waiting_for
 from imageservice import auth, hosts
 from imageservice.auth import Credentials
 from imageservice.authorization import Authorizer
@@ -133,8 +135,8 @@ class Repository:
         endpoint, response, skip = await self._ask(
             "pull", f"blob {wanted.digest}", lambda one: self._open_blob(one, wanted, offset)
         )
-        async with response:
-            yield _body(endpoint, response, skip)
+        async with response, aclosing(_body(endpoint, response, skip)) as pieces:
+            yield pieces
 
     async def small_blob(self, wanted: Descriptor) -> bytes:
         """Return a blob that fits in memory, as it comes: it may be another or a longer one.
@@ -172,10 +174,12 @@ class Repository:
         self, capability: str, what: str, attempt: Callable[[Endpoint], Awaitable[T]]
     ) -> T:
         """Return what the first host gives that can; all are asked again while it may help."""
+        last = ""
         for number in itertools.count(1):
             failures: list[HostError] = []
             for endpoint in self._usable(capability, failures):
                 try:
+                    waiting_for(_asking(endpoint, what, last))
                     return await attempt(endpoint)
                 except HostError as err:
                     self._note(endpoint, err, failures)
@@ -184,7 +188,10 @@ class Repository:
             pause = self._retries.pause(number, asked) if passing else None
             if pause is None:
                 raise self._failed(what, failures)
+            last = "; ".join(map(str, failures))
             log.info("%s: %s again in %.1f s", self._reference, what, pause)
+            note(f"{what} is asked for again in {pause:.1f} s")
+            waiting_for(_pausing(what, pause, last))
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
@@ -200,6 +207,7 @@ class Repository:
     def _note(self, endpoint: Endpoint, err: HostError, failures: list[HostError]) -> None:
         endpoint.down = err.unavailable
         failures.append(err)
+        note(str(err))
         log.info("%s: %s", self._reference, err)
 
     def _failed(self, what: str, failures: list[HostError]) -> CRIError:
@@ -263,11 +271,14 @@ class Repository:
 
 async def _body(
     endpoint: Endpoint, response: aiohttp.ClientResponse, skip: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Give the body without its first `skip` bytes."""
+    progress = _Progress(endpoint.name, response.content_length)
+    waiting_for(progress.describe)
     try:
         async with broken():
             async for chunk in response.content.iter_any():
+                progress.add(len(chunk))
                 if skip:
                     dropped = min(skip, len(chunk))
                     skip -= dropped
@@ -276,3 +287,41 @@ async def _body(
                     yield chunk
     except TransportError as err:
         raise BrokenTransferError(f"{endpoint.name}: {err}") from err
+
+
+class _Progress:
+    """How far the body of a response has come."""
+
+    def __init__(self, host: str, length: int | None) -> None:
+        self._host = host
+        self._length = length
+        self._come = 0
+        self._last = time.monotonic()
+
+    def add(self, count: int) -> None:
+        """Note that bytes have come."""
+        self._come += count
+        self._last = time.monotonic()
+
+    def describe(self) -> str:
+        """Say how far it is, and since when nothing has come; nothing once all of it has."""
+        if self._come == self._length:
+            return ""
+        of = "" if self._length is None else f" of {self._length}"
+        idle = time.monotonic() - self._last
+        return f"registry {self._host}: {self._come}{of} bytes have come, the last {idle:.1f} s ago"
+
+
+def _asking(endpoint: Endpoint, what: str, last: str) -> Callable[[], str]:
+    since = time.monotonic()
+
+    def describe() -> str:
+        before = f"; its last answer: {last}" if last else ""
+        waited = time.monotonic() - since
+        return f"registry {endpoint.name} has not answered for {waited:.1f} s to {what}{before}"
+
+    return describe
+
+
+def _pausing(what: str, pause: float, last: str) -> Callable[[], str]:
+    return lambda: f"a pause of {pause:.1f} s before {what} is asked for again; answered: {last}"

@@ -35,6 +35,7 @@ from imageservice.snapshots import (
     UserDatabase,
 )
 from imageservice.store import ORPHAN_SECONDS, Image, ImageStore
+from imageservice.strays import ImageStrays
 from imageservice.syncing import Syncer
 from imageservice.views import MOUNT_WORKER, SUBPATH_WORKER, Views
 from runtimeshim.client import Rootfs, Spawner
@@ -94,6 +95,15 @@ class ImageService:
             volatile=settings.volatile_rootfs,
         )
         self._views = Views(self._store, self._layers, self._collector, spawner)
+        self.strays = ImageStrays(
+            self._store,
+            self._content,
+            self._layers,
+            self._snapshots,
+            self._views,
+            lambda: not (self._imports or self._pulls.progress()),
+        )
+        self._imports = 0
         self.admin = Admin(self._store, self._content, self._layers, self._collector, self._views)
 
     def configure(self, certs_dir: Path, pinned_images: Sequence[str]) -> None:
@@ -247,7 +257,11 @@ class ImageService:
         Returns their names, or the id of an image without one. Raises InvalidArgumentError for a
         file that cannot be read, ImagePullError for one that is no such archive.
         """
-        return await self._importer.load(path)
+        self._imports += 1
+        try:
+            return await self._importer.load(path)
+        finally:
+            self._imports -= 1
 
     async def recover(self, containers: Collection[str]) -> None:
         """Remove what an earlier daemon left unfinished, and root filesystems of nobody.

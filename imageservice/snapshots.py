@@ -83,9 +83,9 @@ class Snapshots:
         *,
         volatile: bool = False,
     ) -> None:
-        self._directory = root / "containers"
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        spread_subdirectories(self._directory)
+        self.directory = root / "containers"
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        spread_subdirectories(self.directory)
         self._store = store
         self._layers = layers
         self._collector = collector
@@ -98,7 +98,7 @@ class Snapshots:
     def _path(self, container_id: str) -> Path:
         if not _ID.fullmatch(container_id) or container_id.startswith("."):
             raise InvalidArgumentError(f"{container_id!r} is not a container id")
-        return self._directory / container_id
+        return self.directory / container_id
 
     def prepare(self, image: Image, container_id: str) -> Rootfs:
         """Make a writable layer above `image`; a layer left by an earlier try is replaced.
@@ -159,7 +159,7 @@ class Snapshots:
     async def remove(self, container_id: str) -> None:
         """Remove a writable layer, its volumes, and layers that nobody else needs. Idempotent."""
         path = self._path(container_id)
-        trash = self._directory / f"{_TRASH}{secrets.token_hex(8)}"
+        trash = self.directory / f"{_TRASH}{secrets.token_hex(8)}"
         try:
             os.rename(path, trash)
         except FileNotFoundError:
@@ -172,10 +172,10 @@ class Snapshots:
     async def sweep(self, containers: Collection[str]) -> None:
         """Remove the writable layers of all other containers."""
         keep = set(containers)
-        there = {path.name for path in self._directory.iterdir()}
+        there = {path.name for path in self.directory.iterdir()}
         for name in there:
             if name.startswith(_TRASH):
-                await asyncio.to_thread(shutil.rmtree, self._directory / name)
+                await asyncio.to_thread(shutil.rmtree, self.directory / name)
             elif name not in keep:
                 await self.remove(name)
         for name in self._store.snapshots() - keep - there:

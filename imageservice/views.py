@@ -114,9 +114,17 @@ class Views:
 
     async def sweep(self, containers: set[str]) -> None:
         """Forget the views of containers and mounts that are no more."""
-        mounted = {f"{_MOUNT}{path}" for path in _overlays()}
-        for holder in self._store.view_holders() - containers - mounted:
-            await self._collector.discard(self._store.remove_views(holder))
+        for holder in self.unheld(containers):
+            await self.forget(holder)
+
+    def unheld(self, containers: set[str]) -> set[str]:
+        """Return the holders of views that are none of these containers and no mount any more."""
+        holders = self._store.view_holders() - containers
+        return holders and holders - {f"{_MOUNT}{path}" for path in _overlays()}
+
+    async def forget(self, holder: str) -> None:
+        """End the views of a holder; layers that nobody else needs go."""
+        await self._collector.discard(self._store.remove_views(holder))
 
 
 def _unmount(target: Path) -> None:

@@ -89,6 +89,16 @@ class ExtensionStub:
                 request_serializer=api_dot_extension_dot_extension__pb2.WatchPullsRequest.SerializeToString,
                 response_deserializer=api_dot_extension_dot_extension__pb2.WatchPullsResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/criserver.extension.v1.Extension/Explain',
+                request_serializer=api_dot_extension_dot_extension__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=api_dot_extension_dot_extension__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.Audit = channel.unary_unary(
+                '/criserver.extension.v1.Extension/Audit',
+                request_serializer=api_dot_extension_dot_extension__pb2.AuditRequest.SerializeToString,
+                response_deserializer=api_dot_extension_dot_extension__pb2.AuditResponse.FromString,
+                _registered_method=True)
 
 
 class ExtensionServicer:
@@ -208,6 +218,24 @@ class ExtensionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Tells what was done to a pod, a container or an image, how it went, and what it waits for now;
+        also of what is gone since no more than a day.
+
+        NOT_FOUND: nothing of this name is known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Audit(self, request, context):
+        """Looks for what is on the machine and belongs to no pod, container or image of this daemon; and,
+        if asked, removes what provably is this daemon's own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExtensionServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -265,6 +293,16 @@ def add_ExtensionServicer_to_server(servicer, server):
                     servicer.WatchPulls,
                     request_deserializer=api_dot_extension_dot_extension__pb2.WatchPullsRequest.FromString,
                     response_serializer=api_dot_extension_dot_extension__pb2.WatchPullsResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=api_dot_extension_dot_extension__pb2.ExplainRequest.FromString,
+                    response_serializer=api_dot_extension_dot_extension__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Audit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Audit,
+                    request_deserializer=api_dot_extension_dot_extension__pb2.AuditRequest.FromString,
+                    response_serializer=api_dot_extension_dot_extension__pb2.AuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -564,6 +602,60 @@ class Extension:
             '/criserver.extension.v1.Extension/WatchPulls',
             api_dot_extension_dot_extension__pb2.WatchPullsRequest.SerializeToString,
             api_dot_extension_dot_extension__pb2.WatchPullsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/criserver.extension.v1.Extension/Explain',
+            api_dot_extension_dot_extension__pb2.ExplainRequest.SerializeToString,
+            api_dot_extension_dot_extension__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Audit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/criserver.extension.v1.Extension/Audit',
+            api_dot_extension_dot_extension__pb2.AuditRequest.SerializeToString,
+            api_dot_extension_dot_extension__pb2.AuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

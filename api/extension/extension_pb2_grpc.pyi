@@ -24,6 +24,8 @@ class ExtensionStub:
     MountImage: grpc.UnaryUnaryMultiCallable[extension_pb2.MountImageRequest, extension_pb2.MountImageResponse]
     UnmountImage: grpc.UnaryUnaryMultiCallable[extension_pb2.UnmountImageRequest, extension_pb2.UnmountImageResponse]
     WatchPulls: grpc.UnaryStreamMultiCallable[extension_pb2.WatchPullsRequest, extension_pb2.WatchPullsResponse]
+    Explain: grpc.UnaryUnaryMultiCallable[extension_pb2.ExplainRequest, extension_pb2.ExplainResponse]
+    Audit: grpc.UnaryUnaryMultiCallable[extension_pb2.AuditRequest, extension_pb2.AuditResponse]
 
 @type_check_only
 class ExtensionAsyncStub:
@@ -38,6 +40,8 @@ class ExtensionAsyncStub:
     MountImage: grpc.aio.UnaryUnaryMultiCallable[extension_pb2.MountImageRequest, extension_pb2.MountImageResponse]
     UnmountImage: grpc.aio.UnaryUnaryMultiCallable[extension_pb2.UnmountImageRequest, extension_pb2.UnmountImageResponse]
     WatchPulls: grpc.aio.UnaryStreamMultiCallable[extension_pb2.WatchPullsRequest, extension_pb2.WatchPullsResponse]
+    Explain: grpc.aio.UnaryUnaryMultiCallable[extension_pb2.ExplainRequest, extension_pb2.ExplainResponse]
+    Audit: grpc.aio.UnaryUnaryMultiCallable[extension_pb2.AuditRequest, extension_pb2.AuditResponse]
 
 class ExtensionServicer:
     def Exec(
@@ -95,6 +99,16 @@ class ExtensionServicer:
         request: extension_pb2.WatchPullsRequest,
         context: grpc.aio.ServicerContext[extension_pb2.WatchPullsRequest, extension_pb2.WatchPullsResponse],
     ) -> AsyncIterator[extension_pb2.WatchPullsResponse]: ...
+    async def Explain(
+        self,
+        request: extension_pb2.ExplainRequest,
+        context: grpc.aio.ServicerContext[extension_pb2.ExplainRequest, extension_pb2.ExplainResponse],
+    ) -> extension_pb2.ExplainResponse: ...
+    async def Audit(
+        self,
+        request: extension_pb2.AuditRequest,
+        context: grpc.aio.ServicerContext[extension_pb2.AuditRequest, extension_pb2.AuditResponse],
+    ) -> extension_pb2.AuditResponse: ...
 
 def add_ExtensionServicer_to_server(
     servicer: ExtensionServicer, server: grpc.aio.Server

@@ -59,6 +59,8 @@ VERBS = {
     "config": Verb("print or check the daemon's configuration", DAEMON),
     "network": Verb("reset the built-in network", DAEMON),
     "teardown": Verb("end daemon, spawner and network of a node without pods", DAEMON),
+    "explain": Verb("tell what was done to an object, and what it waits for", DAEMON),
+    "audit": Verb("find, and remove, what belongs to nobody", DAEMON),
     "info": Verb("show the state of the runtime", DAEMON),
     "completion": Verb("print a script that completes commands in a shell", DAEMON),
     "version": Verb("show the versions of client and runtime", DAEMON),

@@ -170,7 +170,12 @@ def apparmor_profile(context: Context, host: HostFacts) -> str:
         return ""
     if not host.apparmor_profile:
         if asked:
-            raise invalid(field, "this host has no AppArmor")
+            name = profile.localhost_ref or "the default"
+            raise invalid(
+                field,
+                f"profile {name[:256]!r} cannot be had: this host has no AppArmor; boot it with "
+                "apparmor=1, or ask for no profile (Unconfined)",
+            )
         return ""
     if profile.profile_type == Profile.Localhost:
         return profile.localhost_ref

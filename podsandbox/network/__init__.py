@@ -6,7 +6,7 @@ that a pod is detached by the provider that attached it, whatever the configurat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -76,6 +76,21 @@ class NetworkStatus(NamedTuple):
     message: str = ""
 
 
+LINK, LEASE, HOST_PORT, ATTACHMENT = "link", "lease", "host port", "CNI attachment"
+
+
+class NetworkStray(NamedTuple):
+    """What the network of no pod has left; see criserver.audit.Stray."""
+
+    kind: str
+    name: str
+    mark: str = ""
+    owner: str = ""  # a sandbox's id
+
+
+# Returns the ids of the pods that exist; asked for when the kernel has been looked at.
+Alive = Callable[[], Collection[str]]
+
 NOT_READY_REASON = "NetworkPluginNotReady"  # the kubelet knows it by this name
 
 
@@ -99,6 +114,12 @@ class Network(Protocol):
 
         What programs do for it goes on in the background.
         """
+
+    async def strays(self, alive: Alive) -> list[NetworkStray]:
+        """Find what belongs to no pod that is alive."""
+
+    async def remove_stray(self, kind: str, name: str) -> None:
+        """Remove what `strays` has found; idempotent."""
 
     async def close(self) -> None:
         """End what runs in the background; the pods keep their network."""
@@ -126,6 +147,8 @@ class SelectedNetwork:
 
     A broken configuration does not fall back: pods would get addresses nobody expects.
     """
+
+    STRAY_KINDS = (LINK, LEASE, HOST_PORT, ATTACHMENT)
 
     def __init__(
         self,
@@ -188,6 +211,15 @@ class SelectedNetwork:
         """Reconcile both: pods of either may be live."""
         await self._cni.reconcile(live)
         await self._builtin.reconcile(live)
+
+    async def strays(self, alive: Alive) -> list[NetworkStray]:
+        """Find what either has left."""
+        return [*await self._cni.strays(alive), *await self._builtin.strays(alive)]
+
+    async def remove_stray(self, kind: str, name: str) -> None:
+        """Have it removed by whose it is."""
+        provider = self._cni if kind == ATTACHMENT else self._builtin
+        await provider.remove_stray(kind, name)
 
     async def close(self) -> None:
         """Close both."""

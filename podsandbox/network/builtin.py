@@ -20,10 +20,15 @@ from typing import TypeVar
 
 from api.errors import InternalError, InvalidArgumentError
 from podsandbox.network import (
+    HOST_PORT,
     INTERFACE,
+    LEASE,
+    LINK,
     NOT_READY_REASON,
+    Alive,
     NetworkResult,
     NetworkStatus,
+    NetworkStray,
     PodNetworkRequest,
     PortMapping,
     State,
@@ -31,6 +36,7 @@ from podsandbox.network import (
 from podsandbox.network.addresses import HostPort, Leases, NetworkRecord
 from podsandbox.network.bandwidth import bandwidth_of
 from podsandbox.network.builtin_kernel import Kernel, PodLinks, Wanted, choice_lock, choose
+from podsandbox.network.firewall import PortKey, key_of
 from podsandbox.network.pod_cidrs import PodCIDRs
 from podsandbox.network.qdisc import Bandwidth
 from runtimeshim.linux.nftables import NftablesError
@@ -67,7 +73,9 @@ class BuiltinNetwork:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._kernel = Kernel()
         self._failure = ""
+        self._stray_ports: dict[str, PortKey] = {}
         self._deletions: set[asyncio.Task[None]] = set()
+        self._leaving: set[str] = set()  # sandboxes whose links go within the grace
 
     async def status(self) -> NetworkStatus:
         """Not ready only after a failure to set the network up; the next pod tries again."""
@@ -117,11 +125,14 @@ class BuiltinNetwork:
 
     async def _delete_later(self, record: NetworkRecord, sandbox_id: str) -> None:
         """Delete the links of a pod whose namespace something else keeps alive."""
-        await asyncio.sleep(_LINK_GRACE_SECONDS)
+        self._leaving.add(sandbox_id)
         try:
+            await asyncio.sleep(_LINK_GRACE_SECONDS)
             await self._run(lambda: self._kernel.delete(record, sandbox_id))
         except InternalError as err:  # the next start tries again
             _log.warning("sandbox %s: its links are left: %s", sandbox_id, err)
+        finally:
+            self._leaving.discard(sandbox_id)
 
     async def reconcile(self, live: Collection[str]) -> None:
         """Remove links, ports and leases of nobody; make bridge and rules whole for the others."""
@@ -133,6 +144,33 @@ class BuiltinNetwork:
             await self.discard(sandbox_id)
         if self._leases.holders():
             await self._ensure()
+
+    async def strays(self, alive: Alive) -> list[NetworkStray]:
+        """Find links, leases and host ports of pods that are gone."""
+        record = self._leases.network(_NAME)
+        if record is None:
+            return []
+        links, ports = await self._run(lambda: self._kernel.look(record))
+        known = self._leaving.union(alive())
+        opened = {key_of(port) for port in self._leases.ports()}
+        self._stray_ports = {str(key): key for key in ports - opened}
+        return [
+            *(NetworkStray(LINK, *link) for link in links if link[2] not in known),
+            *(NetworkStray(LEASE, key, "", key) for key in self._leases.holders() - known),
+            *(NetworkStray(HOST_PORT, name) for name in self._stray_ports),
+        ]
+
+    async def remove_stray(self, kind: str, name: str) -> None:
+        """Remove it."""
+        record = self._leases.network(_NAME)
+        if record is None:
+            return
+        if kind == LEASE:
+            await self.discard(name)
+        elif kind == LINK:
+            await self._run(lambda: self._kernel.delete_link(record, name))
+        elif (key := self._stray_ports.get(name)) is not None:
+            await self._run(lambda: self._kernel.close_port(record, key))
 
     def holders(self) -> set[str]:
         """Return the ids of the sandboxes that hold an address or a host port."""

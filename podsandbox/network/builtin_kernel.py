@@ -18,8 +18,8 @@ from typing import TypeVar
 from api.errors import AlreadyExistsError, InternalError
 from podsandbox.network import conntrack
 from podsandbox.network.addresses import HostPort, NetworkRecord
-from podsandbox.network.firewall import Firewall, collision
-from podsandbox.network.links import ALIAS, Links, overlaps
+from podsandbox.network.firewall import Firewall, PortKey, collision
+from podsandbox.network.links import ALIAS, Links, PodLink, overlaps
 from podsandbox.network.qdisc import Bandwidth
 from podsandbox.network.rtnetlink import IPInterface, IPNetwork
 from runtimeshim.linux.netlink import NetlinkSocket
@@ -116,6 +116,21 @@ class Kernel:
     def delete_strays(self, record: NetworkRecord, live: Collection[str]) -> None:
         """Delete the links of every pod but those of `live`."""
         self._open(record)[0].delete_strays(live)
+
+    def look(self, record: NetworkRecord) -> tuple[list[PodLink], set[PortKey]]:
+        """Return the links of pods that there are, and the host ports that are open."""
+        links, firewall = self._open(record)
+        return links.pod_links(), firewall.host_ports_of(record.bridge)
+
+    def delete_link(self, record: NetworkRecord, name: str) -> None:
+        """Delete a pod's link by its name; idempotent, and nobody else's is touched."""
+        links = self._open(record)[0]
+        if any(link.name == name for link in links.pod_links()):
+            links.delete_named(name)
+
+    def close_port(self, record: NetworkRecord, key: PortKey) -> None:
+        """Close a host port; idempotent."""
+        self._open(record)[1].delete_key(key)
 
     def reset(self, record: NetworkRecord) -> None:
         """Remove bridge, ports and rules."""

@@ -19,10 +19,13 @@ from pathlib import Path
 
 from api.errors import InternalError, UnavailableError
 from podsandbox.network import (
+    ATTACHMENT,
     INTERFACE,
     NOT_READY_REASON,
+    Alive,
     NetworkResult,
     NetworkStatus,
+    NetworkStray,
     PodNetworkRequest,
     State,
 )
@@ -155,6 +158,18 @@ class CNINetwork:
             else:
                 kept.append((attachment, Path(netns)))
         self._after_start = asyncio.create_task(self._look_after(begun, kept))
+
+    async def strays(self, alive: Alive) -> list[NetworkStray]:
+        """Find the attachments of pods that are gone, of which no DEL is under way."""
+        rows = self._database.execute(
+            "SELECT sandbox_id FROM cni_attachments WHERE detaching = 0"
+        ).fetchall()
+        known = alive()
+        return [NetworkStray(ATTACHMENT, key, "", key) for (key,) in rows if key not in known]
+
+    async def remove_stray(self, kind: str, name: str) -> None:
+        """Begin its DELs; those that fail go on in the background."""
+        await self._delete_stored(name)
 
     async def close(self) -> None:
         """Give up waiting for retries; the next start goes on with them."""

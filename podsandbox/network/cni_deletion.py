@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
+from api.stages import operation
 from podsandbox.network.cni_protocol import CNIPluginError
 from runtimeshim.client import SpawnerError
 
@@ -53,7 +54,8 @@ class Deletion:
             try:
                 async with self._gate:
                     self._wanted.clear()
-                    await self._delete()
+                    with operation("DetachNetwork", self._sandbox_id):
+                        await self._delete()
             except (CNIPluginError, SpawnerError) as err:
                 self.has_failed = True
                 _log.warning("sandbox %s: %s; tried again in %g s", self._sandbox_id, err, delay)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from api.stages import stage, waiting_for
 from podsandbox.network.cni_config import CNIConfig, Plugin
 from podsandbox.network.cni_protocol import (
     Attachment,
@@ -29,6 +30,7 @@ from podsandbox.network.cni_protocol import (
 )
 from podsandbox.network.shared_lock import SharedLock
 from runtimeshim.client import ProgramResult, ProgramTimeoutError
+from runtimeshim.linux import process_state
 
 # STATUS looks and does nothing, and the kubelet waits for the answer.
 _STATUS_SECONDS = 10.0
@@ -44,8 +46,9 @@ class ProgramRunner(Protocol):
         env: Mapping[str, str],
         stdin: bytes = b"",
         timeout: float,
+        watch: Callable[[int, bytearray], None] | None = None,
     ) -> ProgramResult:
-        """Run a helper program to its end."""
+        """Run a helper program to its end; `watch` gets its pid and its stderr as it grows."""
 
 
 class Plugins:
@@ -57,7 +60,7 @@ class Plugins:
         self._runner = runner
         self._timeout = timeout
         # GC must run alone, without an ADD or DEL beside it (spec 1.1, section 3).
-        self._lock = SharedLock()
+        self._lock = SharedLock("GC of the CNI plugins")
 
     async def add(self, attachment: Attachment, netns: str) -> Result:
         """Run ADD of every plugin in order, each with the result of the one before."""
@@ -135,10 +138,15 @@ class Plugins:
     ) -> bytes:
         """Run one plugin and return its stdout."""
         seconds = self._timeout if timeout is None else timeout
-        with _naming(plugin, env["CNI_COMMAND"]):
+        name = f"{plugin['type']} {env['CNI_COMMAND']}"
+        with stage("plugin", name), _naming(plugin, env["CNI_COMMAND"]):
             try:
                 result = await self._runner.run_program(
-                    [self.program(plugin)], env=env, stdin=stdin, timeout=seconds
+                    [self.program(plugin)],
+                    env=env,
+                    stdin=stdin,
+                    timeout=seconds,
+                    watch=lambda pid, stderr: waiting_for(lambda: _doing(name, pid, stderr)),
                 )
             except ProgramTimeoutError as err:
                 words = f"killed after {seconds:g} s{stderr_of(err.stderr)}"
@@ -146,6 +154,13 @@ class Plugins:
             if result.exit_code != 0:
                 raise parse_error(result.exit_code, result.stdout, result.stderr)
             return result.stdout
+
+
+def _doing(name: str, pid: int, stderr: bytearray) -> str:
+    """Say what a plugin that runs is doing, and what it has said so far."""
+    states = process_state.look_at([pid, *process_state.descendants(pid)])
+    processes = "; ".join(map(str, states)) or f"process {pid} has ended"
+    return f"CNI plugin {name} has not ended: {processes}{stderr_of(bytes(stderr))}"
 
 
 @contextlib.contextmanager

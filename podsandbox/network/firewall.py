@@ -123,6 +123,11 @@ def collision(ports: Iterable[HostPort], taken: Collection[PortKey]) -> HostPort
     return None
 
 
+def key_of(port: HostPort) -> PortKey:
+    """Return by what a host port is known in the kernel."""
+    return port.ip_version, port.protocol, port.host_ip, port.host_port
+
+
 class Firewall:
     """The table of one bridge. Synchronous; raises NftablesError."""
 
@@ -164,6 +169,17 @@ class Firewall:
             except NftablesError as err:
                 if not err.missing:
                     raise
+
+    def delete_key(self, key: PortKey) -> None:
+        """Delete a host port of which no more than its key is known; idempotent."""
+        version, protocol, host_ip, number = key
+        name = f"host_address_ports{version}" if host_ip else f"host_ports{version}"
+        words = " . ".join(filter(None, (host_ip, protocol, str(number))))
+        try:
+            self._nft.run(f"delete element inet {self._bridge} {name} {{ {words} }}\n")
+        except NftablesError as err:
+            if not err.missing:
+                raise
 
     def host_ports_of(self, bridge: str) -> set[PortKey]:
         """Return the host ports that another daemon's table has."""

@@ -10,6 +10,7 @@ import ipaddress
 import secrets
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from podsandbox.network import INTERFACE, rtnetlink
 from podsandbox.network.addresses import gateway_of
@@ -34,6 +35,14 @@ _SYSCTLS = Path("/proc/sys/net")
 def port_name(sandbox_id: str) -> str:
     """Return the name of the host's end of a pod's veth pair."""
     return _PORT_PREFIX + sandbox_id[:12]
+
+
+class PodLink(NamedTuple):
+    """The host's end of a pod's veth pair: its name, its index as text, and whose it is."""
+
+    name: str
+    number: str
+    sandbox_id: str
 
 
 class Links:
@@ -159,6 +168,19 @@ class Links:
         for link in self.links():
             if link.alias.startswith(self._mark("")) and link.alias not in wanted:
                 self._forgiving(rtnetlink.delete_link(link.name))
+
+    def pod_links(self) -> list[PodLink]:
+        """Return every link of this instance's pods."""
+        mark = self._mark("")
+        return [
+            PodLink(link.name, str(link.index), link.alias.removeprefix(mark))
+            for link in self.links()
+            if link.alias.startswith(mark)
+        ]
+
+    def delete_named(self, name: str) -> None:
+        """Delete a link by its name; idempotent."""
+        self._forgiving(rtnetlink.delete_link(name))
 
     def _mark(self, sandbox_id: str) -> str:
         return f"{self._alias}:{sandbox_id}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,10 @@ class Spawner:
             return  # the next request tries again, and has somebody to tell
 
     async def _spawn(self, message: wire.Message, fds: Sequence[int]) -> asyncio.Future[int]:
-        """Ask for a child; sets the request's id, and returns the future of its exit code."""
+        """Ask for a child, and return the future of its exit code.
+
+        The message gets the request's id and the child's pid.
+        """
         connection = await self._connected()
         message["id"] = connection.next_id()
         try:
@@ -181,6 +184,7 @@ class Spawner:
         if "error" in answer:
             self._exits.pop(message["id"], None)
             raise SpawnerError(f"the spawner refused {message['op']!r}: {answer['error']}")
+        message["pid"] = answer["pid"]
         return exited
 
     async def _kill(self, request: int) -> None:
@@ -222,11 +226,18 @@ class Spawner:
         return answer["result"], answer_fds
 
     async def run_program(
-        self, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes = b"", timeout: float
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        stdin: bytes = b"",
+        timeout: float,
+        watch: Callable[[int, bytearray], None] | None = None,
     ) -> ProgramResult:
         """Run a helper program to its end; argv[0] is an absolute path.
 
         It is killed, with its process group, after `timeout` seconds (ProgramTimeoutError).
+        `watch` is called once it runs, with its pid and with what will grow by its stderr.
         Raises SpawnerError when it cannot be executed.
         """
         with contextlib.ExitStack() as stack:
@@ -239,6 +250,8 @@ class Spawner:
                 os.close(fd)
             output = bytearray()
             errors = bytearray()
+            if watch is not None:
+                watch(message["pid"], errors)
             try:
                 async with asyncio.timeout(timeout), asyncio.TaskGroup() as group:
                     group.create_task(read_to_end(stdout_r, output, MAX_PROGRAM_OUTPUT))
@@ -252,10 +265,17 @@ class Spawner:
                 raise
             return ProgramResult(code, bytes(output), bytes(errors))
 
-    async def spawn_shim(self, container_id: str, bundle: Path, options: ShimOptions) -> Shim:
+    async def spawn_shim(
+        self,
+        container_id: str,
+        bundle: Path,
+        options: ShimOptions,
+        watch: Callable[[int], None] | None = None,
+    ) -> Shim:
         """Create a container: its init is isolated and waits just before execve.
 
-        `bundle` holds config.json. Raises CreateError with the stage, SpawnerError or
+        `bundle` holds config.json; `watch` is called with the shim's pid as soon as that is known.
+        Raises CreateError with the stage, SpawnerError or
         TimeoutError; nothing of the container is left then.
         """
         ours, theirs = wire.pair()
@@ -276,6 +296,8 @@ class Spawner:
         try:
             with theirs:
                 await self._spawn(message, [theirs.fileno()])
+            if watch is not None:
+                watch(message["pid"])
             async with asyncio.timeout(CREATE_SECONDS):
                 await asyncio.shield(creating)
         except BaseException:

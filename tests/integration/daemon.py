@@ -47,6 +47,7 @@ class Daemon:
         self.root = self.home / "root"
         self.certs_dir = self.home / "certs.d"
         self.cni_conf_dir = self.home / "cni"
+        self.cni_bin_dir = PLUGINS
         self.log_directory = self.home / "pods"  # for the tests' sandbox configurations
         for path in (self.certs_dir, self.cni_conf_dir, self.log_directory):
             path.mkdir()
@@ -100,7 +101,7 @@ class Daemon:
             "--run-dir", str(self.run_dir),
             "--certs-dir", str(self.certs_dir),
             "--cni-conf-dir", str(self.cni_conf_dir),
-            "--cni-bin-dir", str(PLUGINS),
+            "--cni-bin-dir", str(self.cni_bin_dir),
             "--log-level", "debug",
         ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Programs of a few machine instructions, for what an image may bring as its dynamic linker.
+"""Programs of a few machine instructions, for what an image may bring, and for what must hang.
 
 No compiler is needed: the instructions of both architectures are few enough to be put together
 here.
@@ -40,6 +40,22 @@ def open_self_and_run(script: str) -> bytes:
     make = {"x86_64": _x86_64, "aarch64": _aarch64}[machine()]
     code = make(addresses[0], addresses[1], argv)
     return _elf(code.ljust(_DATA - _CODE, b"\0") + data)
+
+
+def vfork_and_wait() -> bytes:
+    """Return a program that hangs in the kernel: in vfork(2), for a child that never ends."""
+    if machine() == "x86_64":  # vfork; both: pause
+        return _elf(
+            b"\xb8" + struct.pack("<I", 58) + b"\x0f\x05\xb8" + struct.pack("<I", 34) + b"\x0f\x05"
+        )
+    move, call = 0xD2800000, struct.pack("<I", 0xD4000001)
+
+    def set_to(register: int, value: int) -> bytes:
+        return struct.pack("<I", move | value << 5 | register)
+
+    zeros = b"".join(set_to(register, 0) for register in (1, 2, 3, 4))
+    cloned = set_to(0, 0x4111) + zeros + set_to(8, 220) + call  # CLONE_VM | CLONE_VFORK | SIGCHLD
+    return _elf(cloned + set_to(0, 0) + zeros + set_to(8, 73) + call)  # both: ppoll, for ever
 
 
 def _elf(content: bytes) -> bytes:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -70,6 +71,16 @@ class Images:
         await asyncio.Event().wait()
 
 
+class Diagnoses:
+    """The daemon's view of itself, as far as it is asked."""
+
+    async def explain(self, reference: str) -> dict[str, Any]:
+        return {"object": {"text": reference}}
+
+    async def audit(self, *, fix: bool) -> dict[str, Any]:
+        return {"fixed": fix}
+
+
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
     (tmp_path / "config.json").write_text(json.dumps({"process": {"terminal": True}}))
@@ -90,7 +101,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     readiness = Readiness()
     readiness.ready()
     server = grpc.aio.server(interceptors=(Interceptor(readiness),))
-    servicer = extension_servicer(lookup, Images(imported), connect)
+    servicer = extension_servicer(lookup, Images(imported), connect, Diagnoses())
     extension_pb2_grpc.add_ExtensionServicer_to_server(servicer, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()
@@ -299,3 +310,10 @@ async def test_a_mistake_of_port_forward_has_a_code(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         _ = [answer async for answer in service.stub.PortForward(iter(messages))]
     assert caught.value.code() is code
+
+
+async def test_explain_and_audit_answer_in_json(service: Service) -> None:
+    explained = await service.stub.Explain(pb.ExplainRequest(reference="web"))
+    assert json.loads(explained.json) == {"object": {"text": "web"}}
+    audited = await service.stub.Audit(pb.AuditRequest(fix=True))
+    assert json.loads(audited.json) == {"fixed": True}

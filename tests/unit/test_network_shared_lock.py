@@ -36,7 +36,7 @@ class Holder:
 
 
 async def test_it_is_shared_by_many_and_had_alone_by_one() -> None:
-    lock = SharedLock()
+    lock = SharedLock("GC")
     first, second = Holder(lock, alone=False), Holder(lock, alone=False)
     alone, other = Holder(lock, alone=True), Holder(lock, alone=True)
     await settle()
@@ -60,7 +60,7 @@ async def test_it_is_shared_by_many_and_had_alone_by_one() -> None:
 
 @pytest.mark.parametrize("alone", [True, False])
 async def test_who_is_cancelled_lets_go(alone: bool) -> None:
-    lock = SharedLock()
+    lock = SharedLock("GC")
     holder = Holder(lock, alone=alone)
     await settle()
     waiting = Holder(lock, alone=True)
