@@ -28,9 +28,11 @@ from criserver import config as configuration
 from criserver.config import Config, ConfigError
 from criserver.events import Events, publish_changes
 from criserver.host_facts import host_facts
+from criserver.observability import Observability
 from criserver.readiness import RuntimeReadiness
 from criserver.recovery import recover
 from criserver.reload import reload_forever
+from criserver.rpcs import RPCObserver
 from criserver.runtime import Runtime
 from criserver.sandbox_watch import SandboxWatch
 from criserver.service import Service
@@ -50,6 +52,7 @@ from podsandbox import lifecycle, sockets
 from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.cni import CNINetwork
+from podsandbox.network.cni_plugins import PluginObserver
 from podsandbox.network.pod_cidrs import PodCIDRs
 from podsandbox.plan import SandboxHost
 from runtimeshim.client import Spawner, SpawnerError
@@ -114,8 +117,9 @@ async def serve(config: Config, read_again: Callable[[], Config]) -> None:
             bridge=config.network.bridge or None, subnets=config.network.subnets
         )
         cidrs = PodCIDRs(connection)
+        observability = Observability(config)
         network = SelectedNetwork(
-            _make_cni(config, connection, spawner, cidrs),
+            _make_cni(config, connection, spawner, cidrs, observability.cni),
             BuiltinNetwork(builtin, connection, cidrs),
             cidrs,
         )
@@ -132,8 +136,9 @@ async def serve(config: Config, read_again: Callable[[], Config]) -> None:
         stack.callback(checkpoints.cancel)
         watchdog = asyncio.create_task(service.keep_alive())
         stack.callback(watchdog.cancel)
+        observers = await observability.start(runtime, stack)
         reloads = functools.partial(reload_forever, runtime, read_again, hangup, service)
-        await _serve(runtime, connection, stopping, service, reloads)
+        await _serve(runtime, connection, stopping, service, observers, reloads)
 
 
 def _make_runtime(
@@ -202,7 +207,11 @@ async def _start_streams(runtime: Runtime) -> None:
 
 
 def _make_cni(
-    config: Config, connection: sqlite3.Connection, spawner: Spawner, cidrs: PodCIDRs
+    config: Config,
+    connection: sqlite3.Connection,
+    spawner: Spawner,
+    cidrs: PodCIDRs,
+    observer: PluginObserver | None,
 ) -> CNINetwork:
     settings = config.network
     return CNINetwork(
@@ -212,6 +221,7 @@ def _make_cni(
         connection,
         cidrs,
         timeout=settings.cni_timeout_seconds,
+        observer=observer,
     )
 
 
@@ -220,19 +230,17 @@ async def _serve(
     connection: sqlite3.Connection,
     stopping: asyncio.Event,
     service: Service,
+    observers: Sequence[RPCObserver],
     reloads: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:
     """Bind the socket, recover, and answer until `stopping` is set; `reloads` runs meanwhile."""
     # Here, with the spawner running: grpc starts threads when it is imported.
-    from criserver.access_log import AccessLog
     from criserver.handlers import handlers
     from criserver.interceptors import Readiness
-    from criserver.rpc_subject import Subjects
     from criserver.server import bind, make_server
 
     readiness = Readiness()
-    subjects = Subjects(runtime.sandboxes.mirror, runtime.containers.mirror)
-    server = make_server(handlers(runtime), readiness, [AccessLog(subjects)])
+    server = make_server(handlers(runtime), readiness, observers)
     _add_extension(server, runtime)
     socket = runtime.config.listen_path
     bind(server, socket)

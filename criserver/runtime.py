@@ -11,6 +11,7 @@ from api.errors import FailedPreconditionError
 from criserver.config import Config
 from criserver.container_spec import HostFacts
 from criserver.events import Events
+from criserver.leaks import Leaks
 from criserver.operations import Operations
 from criserver.readiness import RuntimeReadiness
 from criserver.sandbox_watch import SandboxWatch
@@ -53,6 +54,7 @@ class Runtime:
     recursive_read_only: Collection[str] = ()  # external runtime handlers that can mount so
     operations: Operations = field(default_factory=Operations)
     stops: Stops = field(default_factory=Stops)
+    leaks: Leaks = field(default_factory=Leaks)
 
     def bundle(self, container_id: str) -> Path:
         """Return the directory of a container's bundle."""

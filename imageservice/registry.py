@@ -60,6 +60,8 @@ class RegistryClient:
         self._config = config
         self._transport = Transport(config.stall_timeout, Proxies(config.environment))
         self._authorizer = Authorizer()
+        self.received: dict[str, int] = {}
+        """Bytes of blobs that have come, by the domain in the images' names."""
 
     def use_certs_dir(self, certs_dir: Path) -> None:
         """Look for hosts elsewhere from the next repository on."""
@@ -72,7 +74,11 @@ class RegistryClient:
         """
         found = hosts.hosts_for(reference.domain, self._config.certs_dir)
         endpoints = [Endpoint(self._transport, host, credentials) for host in found]
-        return Repository(reference, endpoints, self._authorizer, self._config.retries)
+
+        def count(size: int) -> None:
+            self.received[reference.domain] = self.received.get(reference.domain, 0) + size
+
+        return Repository(reference, endpoints, self._authorizer, self._config.retries, count)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -89,7 +95,10 @@ class Repository:
         endpoints: list[Endpoint],
         authorizer: Authorizer,
         retries: RetryPolicy,
+        count: Callable[[int], None],
     ) -> None:
+        """`count` is called with the size of each piece of a blob that comes."""
+        self._count = count
         self._reference = reference
         self._endpoints = endpoints
         self._authorizer = authorizer
@@ -134,7 +143,7 @@ class Repository:
             "pull", f"blob {wanted.digest}", lambda one: self._open_blob(one, wanted, offset)
         )
         async with response:
-            yield _body(endpoint, response, skip)
+            yield _body(endpoint, response, skip, self._count)
 
     async def small_blob(self, wanted: Descriptor) -> bytes:
         """Return a blob that fits in memory, as it comes: it may be another or a longer one.
@@ -262,12 +271,16 @@ class Repository:
 
 
 async def _body(
-    endpoint: Endpoint, response: aiohttp.ClientResponse, skip: int
+    endpoint: Endpoint,
+    response: aiohttp.ClientResponse,
+    skip: int,
+    count: Callable[[int], None],
 ) -> AsyncIterator[bytes]:
     """Give the body without its first `skip` bytes."""
     try:
         async with broken():
             async for chunk in response.content.iter_any():
+                count(len(chunk))
                 if skip:
                     dropped = min(skip, len(chunk))
                     skip -= dropped

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +35,13 @@ from runtimeshim.client import ProgramResult, ProgramTimeoutError
 _STATUS_SECONDS = 10.0
 
 
+class PluginObserver(Protocol):
+    """Who is told of every run of a plugin."""
+
+    def ran(self, plugin: str, command: str, seconds: float, succeeded: bool) -> None:
+        """Note one run: the plugin's type, such as "bridge", and the operation, such as "ADD"."""
+
+
 class ProgramRunner(Protocol):
     """The part of runtimeshim.client.Spawner that is used here."""
 
@@ -51,8 +59,15 @@ class ProgramRunner(Protocol):
 class Plugins:
     """The plugin programs of the host. All methods raise CNIPluginError, and SpawnerError."""
 
-    def __init__(self, bin_dirs: Sequence[Path], runner: ProgramRunner, timeout: float) -> None:
+    def __init__(
+        self,
+        bin_dirs: Sequence[Path],
+        runner: ProgramRunner,
+        timeout: float,
+        observer: PluginObserver | None = None,
+    ) -> None:
         """`timeout`, in seconds, is that of each plugin's run."""
+        self._observer = observer
         self._bin_dirs = [str(directory) for directory in bin_dirs]
         self._runner = runner
         self._timeout = timeout
@@ -135,7 +150,10 @@ class Plugins:
     ) -> bytes:
         """Run one plugin and return its stdout."""
         seconds = self._timeout if timeout is None else timeout
-        with _naming(plugin, env["CNI_COMMAND"]):
+        with (
+            self._observed(plugin["type"], env["CNI_COMMAND"]),
+            _naming(plugin, env["CNI_COMMAND"]),
+        ):
             try:
                 result = await self._runner.run_program(
                     [self.program(plugin)], env=env, stdin=stdin, timeout=seconds
@@ -146,6 +164,19 @@ class Plugins:
             if result.exit_code != 0:
                 raise parse_error(result.exit_code, result.stdout, result.stderr)
             return result.stdout
+
+    @contextlib.contextmanager
+    def _observed(self, plugin: str, command: str) -> Iterator[None]:
+        """Tell the observer how long a run took, and whether it came to a good end."""
+        if self._observer is None:
+            yield
+            return
+        began, succeeded = time.monotonic(), False
+        try:
+            yield
+            succeeded = True
+        finally:
+            self._observer.ran(plugin, command, time.monotonic() - began, succeeded)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,22 @@ def open_self_and_run(script: str) -> bytes:
     return _elf(code.ljust(_DATA - _CODE, b"\0") + data)
 
 
+def wait_in_vfork() -> bytes:
+    """Return a program whose process is in state D: its child, which waits, was made by vfork(2).
+
+    A signal that kills ends that, unlike with a disk that does not answer.
+    """
+    if machine() == "x86_64":
+        return _elf(b"\xb8\x3a\0\0\0\x0f\x05" + b"\xb8\x22\0\0\0\x0f\x05")  # vfork, pause
+
+    def move(register: int, value: int) -> bytes:  # movz
+        return struct.pack("<I", 0xD2800000 | value << 5 | register)
+
+    call, vfork = struct.pack("<I", 0xD4000001), 0x4111  # CLONE_VFORK | CLONE_VM | SIGCHLD
+    cloned = move(8, 220) + move(0, vfork) + b"".join(move(n, 0) for n in (1, 2, 3, 4)) + call
+    return _elf(cloned + move(8, 73) + b"".join(move(n, 0) for n in range(5)) + call)  # ppoll
+
+
 def _elf(content: bytes) -> bytes:
     """Return an executable of one segment that is loaded at BASE."""
     size = _CODE + len(content)
