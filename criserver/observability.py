@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Observability:
-    """Made before the parts that it observes, and started with them."""
+    """Made before the parts that it observes; started when the spawner runs, for grpc's sake."""
 
     def __init__(self, config: Config) -> None:
         self._metrics = _metrics(config)
@@ -38,6 +38,12 @@ class Observability:
         """
         subjects = Subjects(runtime.sandboxes.mirror, runtime.containers.mirror)
         observers: list[RPCObserver] = []
+        if runtime.config.tracing.endpoint:
+            from criserver.tracing.provider import Tracing  # grpc starts threads: not before now
+
+            tracing = Tracing(runtime.config.tracing, subjects)
+            stack.push_async_callback(tracing.close)
+            observers.append(tracing.spans)
         if self._metrics is not None:
             observers.append(self._metrics.rpcs)
             await _expose(self._metrics, runtime, stack)
