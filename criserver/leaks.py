@@ -7,10 +7,7 @@ from collections.abc import Mapping
 
 
 class Leaks:
-    """The auditor's last sweep, and what it has removed since the start; counts are by kind.
-
-    A kind is one of few words, such as "mount", "cgroup", "process", "link", "lease" or "file".
-    """
+    """The result of the auditor's last sweep; counts are by kind, such as "mount" or "cgroup"."""
 
     def __init__(self) -> None:
         self.found: dict[str, int] = {}
@@ -19,11 +16,9 @@ class Leaks:
         """Seconds since the epoch; 0 before the first sweep."""
 
     def report(self, found: Mapping[str, int], removed: Mapping[str, int]) -> None:
-        """Take a sweep's result: what is there and was left, and what it has removed.
+        """Take a sweep's result: what is left now, and what has been removed since the start.
 
-        `found` has every kind that was looked at, those of which there is nothing with 0.
+        Both have every kind that was looked at, those of which there is nothing with 0.
         """
-        self.found = dict(found)
-        for kind, count in removed.items():
-            self.removed[kind] = self.removed.get(kind, 0) + count
+        self.found, self.removed = dict(found), dict(removed)
         self.swept_at = time.time()

@@ -116,7 +116,7 @@ async def test_events_that_nobody_takes_are_kept_and_then_dropped(observed, monk
 async def test_what_the_auditor_reports_is_exposed(observed):
     before = time.time()
     observed.runtime.leaks.report({"mount": 2, "link": 0}, {"link": 1})
-    observed.runtime.leaks.report({"mount": 1, "link": 0}, {"link": 1})
+    observed.runtime.leaks.report({"mount": 1, "link": 0}, {"link": 2})
     assert await observed.value("criserver_leaks", kind="mount") == 1
     assert await observed.value("criserver_leaks", kind="link") == 0
     assert await observed.value("criserver_leaks_removed_total", kind="link") == 2
