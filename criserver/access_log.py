@@ -37,8 +37,8 @@ class AccessLog:
         subject.take_ids(call.response)
         told: dict[str, str | float] = {"method": call.method, **dict(subject.present())}
         told |= {"code": call.code, "duration_ms": round(call.seconds * 1000, 1)}
-        if call.message:
-            told["error"] = call.message
+        told |= {"error": call.message} if call.message else {}
+        told |= {"trace_id": call.trace_id} if call.trace_id else {}
         log.log(
             level,
             "%s: %s",

@@ -32,9 +32,11 @@ from criserver.events import Events, publish_changes
 from criserver.explain.history import History
 from criserver.explain.subjects import Subjects
 from criserver.host_facts import host_facts
+from criserver.observability import Observability
 from criserver.readiness import RuntimeReadiness
 from criserver.recovery import recover
 from criserver.reload import reload_forever
+from criserver.rpcs import RPCObserver
 from criserver.runtime import Runtime
 from criserver.sandbox_watch import SandboxWatch
 from criserver.service import Service
@@ -54,6 +56,7 @@ from podsandbox import lifecycle, sockets
 from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.cni import CNINetwork
+from podsandbox.network.cni_plugins import PluginObserver
 from podsandbox.network.pod_cidrs import PodCIDRs
 from podsandbox.plan import SandboxHost
 from runtimeshim.client import Spawner, SpawnerError
@@ -118,8 +121,9 @@ async def serve(config: Config, read_again: Callable[[], Config]) -> None:
             bridge=config.network.bridge or None, subnets=config.network.subnets
         )
         cidrs = PodCIDRs(connection)
+        observability = Observability(config)
         network = SelectedNetwork(
-            _make_cni(config, connection, spawner, cidrs),
+            _make_cni(config, connection, spawner, cidrs, observability.cni),
             BuiltinNetwork(builtin, connection, cidrs),
             cidrs,
         )
@@ -138,8 +142,9 @@ async def serve(config: Config, read_again: Callable[[], Config]) -> None:
         stack.callback(checkpoints.cancel)
         watchdog = asyncio.create_task(service.keep_alive())
         stack.callback(watchdog.cancel)
+        observers = await observability.start(runtime, stack)
         reloads = functools.partial(reload_forever, runtime, read_again, hangup, service)
-        await _serve(runtime, connection, stopping, service, reloads)
+        await _serve(runtime, connection, stopping, service, observers, reloads)
 
 
 def _make_runtime(
@@ -162,7 +167,7 @@ def _make_runtime(
     events = Events()
     publish_changes(events, sandboxes, containers)
     history = History(connection, Subjects(sandboxes, containers))
-    events.also = history.changed
+    events.observers.append(history.changed)
     images = service.ImageService(
         config.root, connection, spawner, registries, _image_settings(config)
     )
@@ -211,7 +216,11 @@ async def _start_streams(runtime: Runtime) -> None:
 
 
 def _make_cni(
-    config: Config, connection: sqlite3.Connection, spawner: Spawner, cidrs: PodCIDRs
+    config: Config,
+    connection: sqlite3.Connection,
+    spawner: Spawner,
+    cidrs: PodCIDRs,
+    observer: PluginObserver | None,
 ) -> CNINetwork:
     settings = config.network
     return CNINetwork(
@@ -221,6 +230,7 @@ def _make_cni(
         connection,
         cidrs,
         timeout=settings.cni_timeout_seconds,
+        observer=observer,
     )
 
 
@@ -229,19 +239,17 @@ async def _serve(
     connection: sqlite3.Connection,
     stopping: asyncio.Event,
     service: Service,
+    observers: Sequence[RPCObserver],
     reloads: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:
     """Bind the socket, recover, and answer until `stopping` is set; `reloads` runs meanwhile."""
     # Here, with the spawner running: grpc starts threads when it is imported.
-    from criserver.access_log import AccessLog
     from criserver.handlers import handlers
     from criserver.interceptors import Readiness
-    from criserver.rpc_subject import Subjects
     from criserver.server import bind, make_server
 
     readiness = Readiness()
-    subjects = Subjects(runtime.sandboxes.mirror, runtime.containers.mirror)
-    server = make_server(handlers(runtime), readiness, [AccessLog(subjects)])
+    server = make_server(handlers(runtime), readiness, observers)
     diagnosis = Diagnosis(runtime)
     _add_extension(server, runtime, diagnosis)
     socket = runtime.config.listen_path

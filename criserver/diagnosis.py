@@ -39,4 +39,5 @@ def make_auditor(runtime: Runtime) -> Auditor:
             objects.Losses(runtime),
         ],
         lambda key: runtime.operations.is_busy(key) or bool(runtime.history.under_way(key)),
+        runtime.leaks.report,
     )

@@ -47,9 +47,10 @@ class Listener:
         self._wake = asyncio.Event()
         self._end: CRIError | None = None
 
-    def put(self, change: Change) -> None:
-        """Add a change; over MAX_PENDING the listener's stream ends instead."""
-        if len(self._pending) < MAX_PENDING:
+    def put(self, change: Change) -> bool:
+        """Add a change; over MAX_PENDING it is lost, and the listener's stream ends (False)."""
+        has_room = len(self._pending) < MAX_PENDING
+        if has_room:
             self._pending.append(change)
             self._wake.set()
         else:
@@ -59,6 +60,12 @@ class Listener:
                     "list sandboxes and containers, then listen again"
                 )
             )
+        return has_room
+
+    @property
+    def pending(self) -> int:
+        """How many changes wait to be taken."""
+        return len(self._pending)
 
     def end(self, reason: CRIError) -> None:
         """End the stream once what is pending has been taken."""
@@ -82,15 +89,28 @@ class Events:
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
         self._held: deque[Change] = deque(maxlen=MAX_HELD)
-        self.also: Callable[[Change], None] | None = None  # told of each, before the listeners
+        self.observers: list[Callable[[Change], None]] = []
+        """Called with each change, before the listeners."""
+        self.dropped = 0
+        """Changes that a listener has lost, or that nobody came for while there was room."""
+
+    @property
+    def listeners(self) -> int:
+        """How many listen."""
+        return len(self._listeners)
+
+    @property
+    def backlog(self) -> int:
+        """How many changes wait for the slowest listener, or are kept for the next one."""
+        return max((each.pending for each in self._listeners), default=len(self._held))
 
     def publish(self, change: Change) -> None:
         """Hand a change to all listeners, or keep it for the next one."""
-        if self.also is not None:
-            self.also(change)
-        for listener in self._listeners:
-            listener.put(change)
+        for observer in self.observers:
+            observer(change)
+        self.dropped += sum(not listener.put(change) for listener in self._listeners)
         if not self._listeners:
+            self.dropped += len(self._held) == MAX_HELD
             self._held.append(change)
 
     @contextmanager

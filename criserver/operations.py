@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from api.errors import DeadlineExceededError, UnavailableError
 from api.stages import Stages, record
+from criserver import logs
 
 T = TypeVar("T")
 
@@ -184,12 +185,10 @@ class Operations:
             stages = dict(operation.stages.finished)
             stages["total"] = round(operation.stages.elapsed() * 1e9)
             self._timings.setdefault(operation.key, {})[operation.name] = stages
-        if task.cancelled() or operation.waiters:
-            return
-        if error is not None:
-            log.warning("%s of %s failed: %s", operation.name, operation.key, error)
-        elif not operation.forgotten:
-            self._unclaimed.add(operation.key)
+        if not task.cancelled() and not operation.waiters:
+            _log_end(operation, error)
+            if error is None and not operation.forgotten:
+                self._unclaimed.add(operation.key)
 
     async def _result(self, operation: Operation) -> Any:
         operation.waiters += 1
@@ -208,3 +207,18 @@ class Operations:
         done, _ = await asyncio.wait({operation.task}, timeout=timeout)
         if not done:
             raise DeadlineExceededError(f"{operation.where()}; it goes on, and a retry joins it")
+
+
+def _log_end(operation: Operation, error: BaseException | None) -> None:
+    """Log how an operation ended that no caller waits for; otherwise the RPC's line says it."""
+    seconds = operation.stages.elapsed()
+    told = {"method": operation.name, "key": operation.key, "code": operation.stages.code}
+    log.log(
+        logging.INFO if error is None else logging.WARNING,
+        "%s of %s %s (%.1f ms; its caller has gone)",
+        operation.name,
+        operation.key,
+        "succeeded" if error is None else f"failed: {error}",
+        seconds * 1000,
+        extra=logs.fields(told | {"duration_ms": round(seconds * 1000, 1)}),
+    )

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from criserver import config_schema, oci_features
+from criserver import config_schema, logs, oci_features
 from criserver.config import Config, ConfigError
 from criserver.config_schema import toml_value
 from criserver.runtime import Runtime
@@ -52,14 +52,14 @@ async def reload(runtime: Runtime, read: Callable[[], Config]) -> str:
     if now:
         await _apply(runtime, _merged(runtime.config, now))
     _tell(changes, now, later)
-    logging.getLogger().setLevel(runtime.config.log_level.upper())
+    logs.set_level(runtime.config.log_level)
     waiting = f"; waiting for a restart: {', '.join(key for key, *_ in later)}" if later else ""
     return f"reloaded, {len(now)} settings changed{waiting}"
 
 
 def _tell(changes: list[Change], now: list[Change], later: list[Change]) -> None:
     """Log what changes, whatever the levels before and after would let through."""
-    logging.getLogger().setLevel(logging.INFO)
+    logs.set_level("info")
     for change in now:
         log.info("reloaded: %s", _line(change))
     for change in later:

@@ -25,7 +25,7 @@ class Call:
     path: "/runtime.v1.RuntimeService/Status"; method: its last part. metadata: the caller's, as
     (key, value). started: ns since the epoch. code: a gRPC code's name, "" while it is under way;
     message: the error's; fault: an error that is a bug of ours. subject: what it is about, once an
-    observer has wanted to know.
+    observer has wanted to know. trace_id: of the trace that it belongs to, "" if it is not sampled.
     """
 
     __slots__ = (
@@ -41,6 +41,7 @@ class Call:
         "seconds",
         "started",
         "subject",
+        "trace_id",
     )
 
     def __init__(self, path: str, request: Any, metadata: Sequence[tuple[str, Any]] | None) -> None:
@@ -56,6 +57,7 @@ class Call:
         self.message = ""
         self.fault: Exception | None = None
         self.subject: Subject | None = None
+        self.trace_id = ""
 
     def end(self, code: str, message: str = "", fault: Exception | None = None) -> None:
         """Note how it ended."""

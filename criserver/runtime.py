@@ -15,6 +15,7 @@ from criserver.container_spec import HostFacts
 from criserver.events import Events
 from criserver.explain.explainer import Explainer
 from criserver.explain.history import History
+from criserver.leaks import Leaks
 from criserver.operations import Operations
 from criserver.readiness import RuntimeReadiness
 from criserver.sandbox_watch import SandboxWatch
@@ -58,6 +59,7 @@ class Runtime:
     recursive_read_only: Collection[str] = ()  # external runtime handlers that can mount so
     operations: Operations = field(default_factory=Operations)
     stops: Stops = field(default_factory=Stops)
+    leaks: Leaks = field(default_factory=Leaks)
 
     @cached_property
     def explainer(self) -> Explainer:

@@ -34,6 +34,14 @@ class Shims:
         self._containers = containers
         self._shims: dict[str, Shim] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self.successions = 0
+        """How often another shim has taken the place of one that was killed."""
+        self.oom_events = 0
+        """How often the kernel's OOM killer was seen in a container."""
+        self._out_of_memory: set[str] = set()  # containers that live and have seen it
+
+    def __len__(self) -> int:
+        return len(self._shims)
 
     def adopt(self, container_id: str, shim: Shim) -> None:
         """Take over a shim: from here on its container's end is recorded."""
@@ -44,7 +52,12 @@ class Shims:
 
     def _use(self, container_id: str, shim: Shim) -> None:
         self._shims[container_id] = shim
-        shim.on_oom = lambda kills: log.warning(
+        shim.on_oom = lambda kills: self._oom(container_id, kills)
+
+    def _oom(self, container_id: str, kills: int) -> None:
+        self.oom_events += 1
+        self._out_of_memory.add(container_id)
+        log.warning(
             "container %s: out of memory, %d of its processes killed so far", container_id, kills
         )
 
@@ -91,6 +104,8 @@ class Shims:
             await asyncio.to_thread(kill_remains, shim.bundle)
             await self._recorded(container_id, lambda: self.lost(container_id))
             return
+        if record.oom_killed and container_id not in self._out_of_memory:
+            self.oom_events += 1  # the end of its only process was quicker than the notification
         await self._recorded(container_id, lambda: self._containers.exited(container_id, *record))
         container = self._containers.mirror.exact(container_id)
         log.info("container %s exited: code %d", container_id, container.exit_code)
@@ -108,6 +123,7 @@ class Shims:
                 return found
             log.warning("container %s: adopted by another shim", container_id)
             shim = found
+            self.successions += 1
             self._use(container_id, shim)
 
     async def _recorded(self, container_id: str, record: Callable[[], object]) -> None:
@@ -133,6 +149,7 @@ class Shims:
         if task.cancelled():
             return
         self._watches.pop(container_id, None)
+        self._out_of_memory.discard(container_id)
         self._shims.pop(container_id, None)
         if (error := task.exception()) is not None:
             log.error("the end of container %s could not be recorded", container_id, exc_info=error)

@@ -62,6 +62,8 @@ class RegistryClient:
         self._config = config
         self._transport = Transport(config.stall_timeout, Proxies(config.environment))
         self._authorizer = Authorizer()
+        self.received: dict[str, int] = {}
+        """Bytes of blobs that have come, by the domain in the images' names."""
 
     def use_certs_dir(self, certs_dir: Path) -> None:
         """Look for hosts elsewhere from the next repository on."""
@@ -74,7 +76,11 @@ class RegistryClient:
         """
         found = hosts.hosts_for(reference.domain, self._config.certs_dir)
         endpoints = [Endpoint(self._transport, host, credentials) for host in found]
-        return Repository(reference, endpoints, self._authorizer, self._config.retries)
+
+        def count(size: int) -> None:
+            self.received[reference.domain] = self.received.get(reference.domain, 0) + size
+
+        return Repository(reference, endpoints, self._authorizer, self._config.retries, count)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -91,7 +97,10 @@ class Repository:
         endpoints: list[Endpoint],
         authorizer: Authorizer,
         retries: RetryPolicy,
+        count: Callable[[int], None],
     ) -> None:
+        """`count` is called with the size of each piece of a blob that comes."""
+        self._count = count
         self._reference = reference
         self._endpoints = endpoints
         self._authorizer = authorizer
@@ -135,7 +144,7 @@ class Repository:
         endpoint, response, skip = await self._ask(
             "pull", f"blob {wanted.digest}", lambda one: self._open_blob(one, wanted, offset)
         )
-        async with response, aclosing(_body(endpoint, response, skip)) as pieces:
+        async with response, aclosing(_body(endpoint, response, skip, self._count)) as pieces:
             yield pieces
 
     async def small_blob(self, wanted: Descriptor) -> bytes:
@@ -270,7 +279,10 @@ class Repository:
 
 
 async def _body(
-    endpoint: Endpoint, response: aiohttp.ClientResponse, skip: int
+    endpoint: Endpoint,
+    response: aiohttp.ClientResponse,
+    skip: int,
+    count: Callable[[int], None],
 ) -> AsyncGenerator[bytes, None]:
     """Give the body without its first `skip` bytes."""
     progress = _Progress(endpoint.name, response.content_length)
@@ -279,6 +291,7 @@ async def _body(
         async with broken():
             async for chunk in response.content.iter_any():
                 progress.add(len(chunk))
+                count(len(chunk))
                 if skip:
                     dropped = min(skip, len(chunk))
                     skip -= dropped

@@ -8,7 +8,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -139,6 +139,10 @@ class ImageService:
                 yield now
             before = now
             await asyncio.sleep(WATCH_SECONDS)
+
+    def received(self) -> Mapping[str, int]:
+        """Return the bytes of blobs that have come since the start, by registry."""
+        return self._client.received
 
     async def list_images(self, request: cri.ListImagesRequest) -> cri.ListImagesResponse:
         """List images; the filter names one image."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -26,15 +26,24 @@ SETTLE_SECONDS = 1.0
 IDLE_SECONDS = 60.0
 
 
+# Takes what there is now, and what has been removed since the start, by kind with zeros.
+Report = Callable[[Mapping[str, int], Mapping[str, int]], None]
+
+
 class Auditor:
-    """Runs the checks. `strays` and `removed` are for metrics: by kind, with zeros."""
+    """Runs the checks."""
 
     def __init__(
-        self, checks: Sequence[Check], busy: Callable[[str], bool], settle: float = SETTLE_SECONDS
+        self,
+        checks: Sequence[Check],
+        busy: Callable[[str], bool],
+        report: Report = lambda found, removed: None,
+        settle: float = SETTLE_SECONDS,
     ) -> None:
         """`busy` tells whether something is being done to the object with this id."""
         self._checks = checks
         self._busy = busy
+        self._report = report
         self._settle = settle
         self._lock = asyncio.Lock()
         self._before: frozenset[Stray] = frozenset()
@@ -102,6 +111,7 @@ class Auditor:
         for kind in self.strays:
             self.strays[kind] = 0
         self.strays.update(stray.kind for stray in confirmed)
+        self._report(self.strays, self.removed)
 
     async def _remove(self, strays: Iterable[Stray]) -> tuple[list[Stray], list[str]]:
         """Remove what may be; returns what is gone, and what has failed."""
@@ -121,5 +131,7 @@ class Auditor:
                     "audit: removed %s %s, which belonged to nobody", stray.kind, stray.name
                 )
                 self.removed[stray.kind] += 1
+                self.strays[stray.kind] -= 1
                 gone.append(stray)
+        self._report(self.strays, self.removed)
         return gone, failures

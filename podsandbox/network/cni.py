@@ -31,7 +31,7 @@ from podsandbox.network import (
 )
 from podsandbox.network.cni_config import ConfigDirectories
 from podsandbox.network.cni_deletion import Deletion
-from podsandbox.network.cni_plugins import Plugins, ProgramRunner
+from podsandbox.network.cni_plugins import PluginObserver, Plugins, ProgramRunner
 from podsandbox.network.cni_protocol import (
     Attachment,
     CNIPluginError,
@@ -69,9 +69,11 @@ class CNINetwork:
         pod_cidrs: PodCIDRs,
         *,
         timeout: float,
+        observer: PluginObserver | None = None,
     ) -> None:
-        """`timeout`, in seconds, is that of each plugin's run."""
+        """`timeout`, in seconds, is that of each plugin's run, and `observer` is told of it."""
         self._runner = runner
+        self._observer = observer
         self.configure(conf_dirs, bin_dirs, timeout)
         self._database = database
         self._cidrs = pod_cidrs
@@ -87,7 +89,7 @@ class CNINetwork:
     ) -> None:
         """Use other directories and another time-out from now on; a plugin that runs, runs on."""
         self._configs = ConfigDirectories(conf_dirs)
-        self._plugins = Plugins(bin_dirs, self._runner, timeout)
+        self._plugins = Plugins(bin_dirs, self._runner, timeout, self._observer)
 
     def configured(self) -> bool:
         """Say whether a configuration directory holds a configuration, usable or not."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +37,13 @@ from runtimeshim.linux import process_state
 _STATUS_SECONDS = 10.0
 
 
+class PluginObserver(Protocol):
+    """Who is told of every run of a plugin."""
+
+    def ran(self, plugin: str, command: str, seconds: float, succeeded: bool) -> None:
+        """Note one run: the plugin's type, such as "bridge", and the operation, such as "ADD"."""
+
+
 class ProgramRunner(Protocol):
     """The part of runtimeshim.client.Spawner that is used here."""
 
@@ -54,8 +62,15 @@ class ProgramRunner(Protocol):
 class Plugins:
     """The plugin programs of the host. All methods raise CNIPluginError, and SpawnerError."""
 
-    def __init__(self, bin_dirs: Sequence[Path], runner: ProgramRunner, timeout: float) -> None:
+    def __init__(
+        self,
+        bin_dirs: Sequence[Path],
+        runner: ProgramRunner,
+        timeout: float,
+        observer: PluginObserver | None = None,
+    ) -> None:
         """`timeout`, in seconds, is that of each plugin's run."""
+        self._observer = observer
         self._bin_dirs = [str(directory) for directory in bin_dirs]
         self._runner = runner
         self._timeout = timeout
@@ -139,7 +154,11 @@ class Plugins:
         """Run one plugin and return its stdout."""
         seconds = self._timeout if timeout is None else timeout
         name = f"{plugin['type']} {env['CNI_COMMAND']}"
-        with stage("plugin", name), _naming(plugin, env["CNI_COMMAND"]):
+        with (
+            stage("plugin", name),
+            self._observed(plugin["type"], env["CNI_COMMAND"]),
+            _naming(plugin, env["CNI_COMMAND"]),
+        ):
             try:
                 result = await self._runner.run_program(
                     [self.program(plugin)],
@@ -154,6 +173,19 @@ class Plugins:
             if result.exit_code != 0:
                 raise parse_error(result.exit_code, result.stdout, result.stderr)
             return result.stdout
+
+    @contextlib.contextmanager
+    def _observed(self, plugin: str, command: str) -> Iterator[None]:
+        """Tell the observer how long a run took, and whether it came to a good end."""
+        if self._observer is None:
+            yield
+            return
+        began, succeeded = time.monotonic(), False
+        try:
+            yield
+            succeeded = True
+        finally:
+            self._observer.ran(plugin, command, time.monotonic() - began, succeeded)
 
 
 def _doing(name: str, pid: int, stderr: bytearray) -> str:

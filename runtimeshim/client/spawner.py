@@ -44,6 +44,13 @@ class Spawner:
         self._return: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
         self.pid = 0
+        self.starts = 0
+        """How many spawners this connection has started: the one that it found counts for none."""
+
+    @property
+    def connected(self) -> bool:
+        """Tell whether a spawner is there; one that has died is started anew when it is needed."""
+        return self._connection is not None and not self._connection.closed
 
     @classmethod
     async def connect(cls, run_dir: Path, workers: Mapping[str, str]) -> Spawner:
@@ -104,6 +111,7 @@ class Spawner:
     async def _launch(self) -> Connection:
         try:
             self.pid = launch.start_spawner(self._run_dir, self._build, self._workers)
+            self.starts += 1
             self._reap_when_ended(self.pid)
             sock = launch.connect(self._run_dir / "spawner.sock")
         except OSError as err:

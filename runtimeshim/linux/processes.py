@@ -50,6 +50,24 @@ def _is_socket(path: str) -> bool:
         return False
 
 
+def uninterruptible(pids: Iterable[int]) -> int:
+    """Count the processes that sleep in the kernel where no signal reaches them (state D)."""
+    return sum(state(pid) == "D" for pid in pids)
+
+
+def state(pid: int) -> str:
+    """Return the letter of a process's state, of its main thread (man 5 proc); "" if it has ended.
+
+    The name before it may hold anything, parentheses and line ends too.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            stat = file.read(4096)
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return stat[stat.rindex(b")") + 2 :][:1].decode("ascii")
+
+
 def max_open_files(pid: int) -> int | None:
     """Return the soft limit of open files; -1 is unlimited, None that the process has ended.
 

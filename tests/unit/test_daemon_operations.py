@@ -362,3 +362,17 @@ def test_without_an_operation_stages_and_notes_are_nothing(told):
         note("nobody hears it")
         waiting_for(str)
     assert told == []
+
+
+async def test_an_operation_whose_caller_has_gone_says_how_it_ended(caplog):
+    caplog.set_level("INFO")
+    operations = Operations()
+    for result in ("done", InternalError("the disk is full")):
+        work = Work(result)
+        with pytest.raises(DeadlineExceededError):
+            await with_deadline(0.01, operations.run("x", "RunPodSandbox", work))
+        work.release.set()
+        await settle()
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    assert caplog.messages[0].startswith("RunPodSandbox of x succeeded (")
+    assert caplog.messages[1].startswith("RunPodSandbox of x failed: the disk is full (")
