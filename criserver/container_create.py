@@ -34,6 +34,7 @@ from criserver.container_spec import (
     container_spec,
     localhost_profile,
 )
+from criserver.container_spec.fields import MAX_PATH
 from criserver.made_once import holder_of, join_or_claim
 from criserver.runtime import Runtime, new_id
 from criserver.store.containers import State, container_name
@@ -101,6 +102,8 @@ def _log_path(directory: str, path: str) -> str:
     """Return the log's absolute path, empty for none; it cannot leave the log directory."""
     if not directory or not path:
         return ""
+    if len(os.fsencode(directory)) + len(os.fsencode(path)) >= MAX_PATH:
+        raise InvalidArgumentError(f"log_path {path[:256]!r} is too long")
     normal = posixpath.normpath(path)
     if path.startswith("/") or normal in (".", "..") or normal.startswith("../") or "\0" in path:
         raise InvalidArgumentError(f"log_path {path[:256]!r} leaves the pod's log directory")
@@ -333,7 +336,7 @@ class Creation:
 
 def _create_error(error: CreateError) -> Exception:
     """Tell what the request asked for in vain from the system's own faults."""
-    kind = InvalidArgumentError if error.kind == "start" else InternalError
+    kind = InvalidArgumentError if error.kind in ("spec", "start") else InternalError
     return kind(f"the container cannot be created: {error}")
 
 

@@ -17,6 +17,7 @@ from criserver.resources_merge import merged
 from criserver.runtime import Runtime
 from criserver.store.containers import Container, State
 from runtimeshim.linux.cgroups import CgroupError
+from runtimeshim.linux.cgroups.files import UNACCEPTABLE
 from runtimeshim.linux.cgroups.update import update
 from runtimeshim.linux.processes import set_oom_score_adj
 
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 OPERATION = "UpdateContainerResources"
 
 # What the kernel says of values that no machine, or not this one, can take.
-_WRONG = (errno.EINVAL, errno.ERANGE, errno.ENOENT, errno.EACCES, errno.ENOSPC, errno.EOPNOTSUPP)
+_WRONG = (errno.ENOENT, errno.EACCES, errno.ENOSPC, *UNACCEPTABLE)
 
 
 async def update_container_resources(

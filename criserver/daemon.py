@@ -156,7 +156,9 @@ def _make_runtime(
 ) -> Runtime:
     manager = cgroups.manager()
     host = host_facts(manager, apparmor_profile)
-    sandbox_host = SandboxHost(cgroup_driver=config.cgroup_driver, selinux=host.selinux)
+    sandbox_host = SandboxHost(
+        cgroup_driver=config.cgroup_driver, selinux=host.selinux, hugetlb=host.hugetlb
+    )
     sandboxes = SandboxStore(connection)
     containers = ContainerStore(connection)
     registries = RegistryConfig(

@@ -44,6 +44,8 @@ def _check(runtime: Runtime, request: cri.RunPodSandboxRequest) -> None:
     metadata = request.config.metadata
     if not (metadata.name and metadata.namespace and metadata.uid):
         raise InvalidArgumentError("config.metadata needs name, namespace and uid")
+    if any("\0" in text for text in (metadata.name, metadata.namespace, metadata.uid)):
+        raise InvalidArgumentError("config.metadata contains a NUL byte")
     handlers = runtime.config.handlers
     if request.runtime_handler and request.runtime_handler not in handlers:
         raise InvalidArgumentError(
@@ -62,15 +64,22 @@ def _check(runtime: Runtime, request: cri.RunPodSandboxRequest) -> None:
         raise InvalidArgumentError(f"log_directory {directory[:256]!r} is not an absolute path")
 
 
+def _make_log_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=LOG_DIRECTORY_MODE, parents=True, exist_ok=True)
+    except OSError as err:
+        shown = str(path)[:256]
+        raise InvalidArgumentError(
+            f"log_directory {shown!r} cannot be made: {err.strerror}"
+        ) from err
+
+
 async def _run(runtime: Runtime, sandbox_id: str, config: cri.PodSandboxConfig) -> str:
     created_at = time.time_ns()
     async with AsyncExitStack() as undo:
         undo.callback(runtime.sandboxes.remove, sandbox_id)
         if config.log_directory:
-            directory = Path(config.log_directory)
-            await asyncio.to_thread(
-                directory.mkdir, mode=LOG_DIRECTORY_MODE, parents=True, exist_ok=True
-            )
+            await asyncio.to_thread(_make_log_directory, Path(config.log_directory))
         with stage("sandbox"):
             made = await runtime.pods.create(sandbox_id, config)
         undo.push_async_callback(runtime.pods.remove, sandbox_id)

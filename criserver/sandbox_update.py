@@ -46,7 +46,8 @@ async def _update(
     linux = config.linux
     linux.resources.CopyFrom(merged(linux.resources, request.resources))
     linux.overhead.CopyFrom(merged(linux.overhead, request.overhead))
-    resources = oci_resources(linux.resources, linux.overhead)
+    hugetlb = runtime.host.hugetlb
+    resources = oci_resources(linux.resources, linux.overhead, hugetlb=hugetlb)
     is_ours = not linux.cgroup_parent
     if is_ours and resources and sandbox.state == cri.SANDBOX_READY:
         try:

@@ -6,7 +6,6 @@ Sources: RFC 9110 section 11 (challenges), distribution-spec's token and OAuth2 
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -81,7 +80,7 @@ def decode_auth(encoded: str) -> tuple[str, str]:
     """Decode base64 of user:password, as docker's config.json holds it."""
     try:
         text = base64.b64decode(encoded, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # of base64, of ASCII or of UTF-8
         raise InvalidArgumentError("the auth field is not base64 of user:password") from None
     user, colon, password = text.partition(":")
     if not colon or not user:

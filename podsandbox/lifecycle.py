@@ -258,8 +258,10 @@ async def _init_started(status: int) -> None:
 def _system_faults(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, CgroupError) as err:
-        raise InternalError(f"{what}: {err}") from err
+    except OSError as err:
+        unacceptable = isinstance(err, CgroupError) and err.is_unacceptable
+        kind = InvalidArgumentError if unacceptable else InternalError
+        raise kind(f"{what}: {err}") from err
 
 
 def _network_request(

@@ -28,6 +28,7 @@ class SandboxHost:
 
     cgroup_driver: str = "cgroupfs"
     selinux: bool = False
+    hugetlb: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def plan_sandbox(
         init_cgroup=units.child(parent, sandbox_id) if shared_pid else None,
         # The kubelet has set the limits of a cgroup that it made itself. What it passes here are
         # sums that leave out every container without a limit, and would be too tight.
-        resources=oci_resources(linux.resources, linux.overhead) if own_cgroup else {},
+        resources=oci_resources(linux.resources, linux.overhead, hugetlb=host.hugetlb)
+        if own_cgroup
+        else {},
         user=user,
         mount_label=_mount_label(security.selinux_options) if host.selinux else "",
     )
@@ -135,10 +138,15 @@ def _hostname(hostname: str) -> str:
 
 
 def oci_resources(
-    given: cri.LinuxContainerResources, overhead: cri.LinuxContainerResources | None = None
+    given: cri.LinuxContainerResources,
+    overhead: cri.LinuxContainerResources | None = None,
+    *,
+    hugetlb: bool = True,
 ) -> dict[str, Any]:
     """Return OCI linux.resources; what is 0 or "" is not asked for.
 
+    Without `hugetlb`, the cgroup controller, there are no huge pages to limit: the kubelet sends a
+    limit for each size that there could be, so that is no error.
     `overhead` is what the pod itself takes beside its containers: it comes on top of each limit.
     """
     more = overhead or cri.LinuxContainerResources()
@@ -161,7 +169,9 @@ def oci_resources(
         for name, section in sections.items()
     }
     chosen["hugepageLimits"] = [
-        {"pageSize": limit.page_size, "limit": limit.limit} for limit in given.hugepage_limits
+        {"pageSize": limit.page_size, "limit": limit.limit}
+        for limit in given.hugepage_limits
+        if hugetlb
     ]
     return {name: section for name, section in chosen.items() if section}
 

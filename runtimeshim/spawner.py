@@ -175,7 +175,8 @@ class Spawner:
         try:
             self._serve(client, message, fds)
         except (OSError, KeyError, TypeError, ValueError) as err:
-            self._answer(client, {"id": message.get("id"), "error": f"{type(err).__name__}: {err}"})
+            text = wire.brief(f"{type(err).__name__}: {err}")
+            self._answer(client, {"id": message.get("id"), "error": text})
         finally:
             for fd in fds:
                 os.close(fd)
@@ -457,7 +458,7 @@ def run_worker(worker: Worker, args: dict[str, Any], fds: list[int]) -> None:
         answer = {
             "error": {
                 "kind": type(err).__name__,
-                "message": str(err),
+                "message": wire.brief(str(err)),
                 "errno": err.errno if isinstance(err, OSError) else None,
             }
         }

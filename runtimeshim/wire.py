@@ -27,6 +27,9 @@ SINCE: Mapping[str, int] = {}
 # A packet has to fit in the peer's send buffer (net.core.wmem_default, 208 KiB, less overhead).
 MAX_MESSAGE = 192 * 1024
 
+# Of an error's text, which may repeat a path of a megabyte: what is at its ends says the most.
+MAX_TEXT = 8 * 1024
+
 # SCM_MAX_FD of the kernel is 253; no message of ours carries more than a few.
 MAX_FDS = 16
 
@@ -40,6 +43,12 @@ _decode = json.JSONDecoder().raw_decode
 
 class MessageTooLargeError(ValueError):
     """The message does not fit in one packet."""
+
+
+def brief(text: str) -> str:
+    """Cut the middle out of a text that would fill a packet."""
+    half = MAX_TEXT // 2
+    return text if len(text) <= MAX_TEXT else f"{text[:half]} [...] {text[-half:]}"
 
 
 def encode(message: Message) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from api.cri import api_pb2
 from criserver.container_spec import mounts, namespaces, process, resources, security
-from criserver.container_spec.fields import invalid
+from criserver.container_spec.fields import invalid, text
 from criserver.container_spec.inputs import ContainerSpecInput, HostFacts, Sandbox
 from criserver.container_spec.mounts import anonymous_volumes
 from criserver.container_spec.process import oom_score_adj
@@ -95,8 +95,10 @@ def _annotations(given: ContainerSpecInput) -> dict[str, str]:
     pod: api_pb2.PodSandboxMetadata = given.sandbox_config.metadata
     return {
         "io.kubernetes.cri.container-type": "container",
-        "io.kubernetes.cri.container-name": given.config.metadata.name,
-        "io.kubernetes.cri.image-name": given.image_name,
+        "io.kubernetes.cri.container-name": text(
+            "config.metadata.name", given.config.metadata.name
+        ),
+        "io.kubernetes.cri.image-name": text("config.image", given.image_name),
         "io.kubernetes.cri.sandbox-id": given.sandbox_id,
         "io.kubernetes.cri.sandbox-name": pod.name,
         "io.kubernetes.cri.sandbox-namespace": pod.namespace,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from criserver.container_spec import security
-from criserver.container_spec.fields import absolute_path, invalid, text
+from criserver.container_spec.fields import MAX_PATH, absolute_path, invalid, text
 from criserver.container_spec.inputs import ContainerSpecInput
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -95,6 +95,8 @@ def _directory(given: ContainerSpecInput) -> str:
     if given.config.working_dir:
         return absolute_path("config.working_dir", given.config.working_dir)
     image = text("image config WorkingDir", given.image_config.get("WorkingDir") or "/")
+    if len(os.fsencode(image)) >= MAX_PATH:
+        raise invalid("image config WorkingDir", f"longer than {MAX_PATH - 1} bytes")
     return posixpath.join("/", image)
 
 

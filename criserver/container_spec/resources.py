@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ from criserver.host_devices import Device
 
 FIELD = "linux.resources"
 UNLIMITED = -1
+CPUSET = re.compile(r"[0-9,-]{0,4095}")  # a control file takes a page at most
 
 DENY_ALL = {"allow": False, "access": "rwm"}
 ALLOW_ALL = {"allow": True, "access": "rwm"}
@@ -43,10 +45,16 @@ def _cpu(wanted: api_pb2.LinuxContainerResources) -> dict[str, Any]:
         "shares": _at_least("cpu_shares", wanted.cpu_shares, 0),
         "quota": _at_least("cpu_quota", wanted.cpu_quota, UNLIMITED),
         "period": _at_least("cpu_period", wanted.cpu_period, 0),
-        "cpus": text(f"{FIELD}.cpuset_cpus", wanted.cpuset_cpus),
-        "mems": text(f"{FIELD}.cpuset_mems", wanted.cpuset_mems),
+        "cpus": _cpuset("cpuset_cpus", wanted.cpuset_cpus),
+        "mems": _cpuset("cpuset_mems", wanted.cpuset_mems),
     }
     return {key: value for key, value in values.items() if value}
+
+
+def _cpuset(name: str, value: str) -> str:
+    if not CPUSET.fullmatch(value):
+        raise invalid(f"{FIELD}.{name}", f"{value[:256]!r} is not a list as of man 7 cpuset")
+    return value
 
 
 def _memory(wanted: api_pb2.LinuxContainerResources, swap: bool) -> dict[str, int]:

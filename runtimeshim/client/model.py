@@ -40,8 +40,8 @@ class ShimError(Exception):
 class CreateError(ShimError):
     """The container could not be created; `stage` is where."""
 
-    def __init__(self, stage: str, message: str) -> None:
-        super().__init__(f"{stage}: {message}" if stage else message)
+    def __init__(self, stage: str, message: str, kind: str = "error") -> None:
+        super().__init__(f"{stage}: {message}" if stage else message, kind)
         self.stage = stage
 
 

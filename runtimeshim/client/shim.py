@@ -82,7 +82,7 @@ class Shim:
         except ConnectionError as err:
             raise CreateError("", "the shim died while it created the container") from err
         if "error" in answer:
-            raise CreateError(answer.get("stage", ""), answer["error"])
+            raise CreateError(answer.get("stage", ""), answer["error"], answer.get("kind", "error"))
         self._take(answer)
 
     def _take(self, answer: wire.Message) -> None:

@@ -104,7 +104,7 @@ class Container:
             for step in reversed(undo):
                 step()
             if isinstance(err, OSError | SpecError):
-                raise StageError(stage, str(err)) from err
+                raise StageError(stage, str(err), _kind(err)) from err
             raise
 
     def _fork_with_pipes(
@@ -274,6 +274,13 @@ def describe(
         pid=pid,
         bundle=bundle,
     )
+
+
+def _kind(err: OSError | SpecError) -> str:
+    """Return the StageError's kind: "spec" for what no machine, or not this one, can do."""
+    if isinstance(err, cgroups.CgroupError):
+        return "spec" if err.is_unacceptable else "error"
+    return "spec" if isinstance(err, SpecError) else "error"
 
 
 def load(bundle: str) -> Mapping[str, Any]:

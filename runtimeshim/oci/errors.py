@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from runtimeshim import wire
+
 
 class SpecError(ValueError):
     """A field of config.json cannot be honoured; the message names it."""
@@ -13,5 +15,5 @@ class StageError(Exception):
     def __init__(self, stage: str, message: str, kind: str = "error") -> None:
         super().__init__(message)
         self.stage = stage
-        self.message = message
+        self.message = wire.brief(message)
         self.kind = kind

@@ -199,10 +199,12 @@ def failure_message(stage: str, err: BaseException) -> wire.Message:
     if isinstance(err, StageError):
         return {"error": err.message, "stage": err.stage, "kind": err.kind}
     if isinstance(err, SpecError):
-        return {"error": str(err), "stage": stage, "kind": "spec"}
+        return {"error": wire.brief(str(err)), "stage": stage, "kind": "spec"}
     if isinstance(err, OSError) and err.filename is not None:
-        return {"error": f"{err.strerror}: {err.filename}", "stage": stage, "kind": "error"}
-    return {"error": str(err) or type(err).__name__, "stage": stage, "kind": "error"}
+        text = f"{err.strerror}: {err.filename}"
+    else:
+        text = str(err) or type(err).__name__
+    return {"error": wire.brief(text), "stage": stage, "kind": "error"}
 
 
 def _isolate(plan: Plan, sync: socket.socket, stages: Stages) -> tuple[process.Launch, int | None]:

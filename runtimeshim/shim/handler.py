@@ -76,6 +76,7 @@ def in_child(work: Callable[[socket.socket], None]) -> tuple[int, socket.socket]
     except StageError as err:
         wire.send(theirs, {"error": err.message, "stage": err.stage, "kind": err.kind})
     except BaseException as err:  # noqa: BLE001 - a forked child must not unwind into its parent
-        wire.send(theirs, {"error": f"{type(err).__name__}: {err}", "stage": "", "kind": "error"})
+        text = wire.brief(f"{type(err).__name__}: {err}")
+        wire.send(theirs, {"error": text, "stage": "", "kind": "error"})
     finally:
         os._exit(code)

@@ -178,7 +178,8 @@ class Supervisor:
         except ProcessLookupError:
             answer = {"error": "process already finished", "kind": "finished"}
         except (OSError, ValueError, KeyError, TypeError) as err:
-            answer = {"error": f"{message.get('op')}: {err}", "kind": "error"}
+            text = wire.brief(f"{message.get('op')}: {err}")
+            answer = {"error": text, "kind": "error"}
         if answer is not None:  # else it comes when there is something to tell
             self._send(client, {"id": message.get("id"), **answer})
         for fd in fds:

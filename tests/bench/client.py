@@ -136,6 +136,11 @@ class Client:
         )
         return str(self.runtime.Exec(request, timeout=RPC_SECONDS).url)
 
+    def forward_url(self, pod: str, port: int) -> str:
+        """The URL of a port-forward."""
+        request = cri.PortForwardRequest(pod_sandbox_id=pod, port=[port])
+        return str(self.runtime.PortForward(request, timeout=RPC_SECONDS).url)
+
     def status(self, container: str, *, verbose: bool = False) -> cri.ContainerStatusResponse:
         request = cri.ContainerStatusRequest(container_id=container, verbose=verbose)
         return self.runtime.ContainerStatus(request, timeout=RPC_SECONDS)

@@ -36,7 +36,7 @@ GROUPS = {
     "parallel": "The same, 8 at a time",
     "burst": "60 pods of one container, started as `crictl run` does, removed as `crictl rmp -af`",
     "images": "Images",
-    "streaming": "A streaming exec",
+    "streaming": "A streaming exec, and a port-forward",
     "density": "Beside many pods",
     "oci": "`run` of /bin/true, as an OCI runtime",
     "faults": "Faults",
@@ -73,7 +73,8 @@ def _catalogue() -> list[Operation]:
         Operation("images", "pull, one file of 200 MB", "s", both(0.5)),
         Operation("images", "memory above idle, one file of 200 MB", "MB"),
     ]
-    for transport in ("SPDY", "WebSocket"):
+    transports = ("SPDY", "WebSocket")
+    for transport in (*transports, *(f"port-forward over {each}" for each in transports)):
         found += [
             Operation("streaming", f"{transport}, {way}", "MB/s", both(1.0), is_rate=True)
             for way in ("out", "in")

@@ -195,6 +195,41 @@ def test_a_failed_image_volume_has_the_prefix_that_the_kubelet_knows(pods: Pods,
     assert said.startswith("ImageVolumeMountFailed")
 
 
+def test_a_refused_signature_has_the_prefix_that_the_kubelet_knows(
+    make_daemon: Callable[[], Daemon], registry: Registry
+) -> None:
+    daemon = make_daemon()
+    policy = daemon.home / "policy.toml"
+    policy.write_text('default = "reject"\n')
+    with daemon.config.open("a") as config:
+        config.write(f'[images]\nsignature_policy = "{policy}"\n')
+    daemon.start()
+    said = refused("UNKNOWN", Pods(daemon).pull, registry)
+    assert said.startswith("SignatureValidationFailed")
+    policy.write_text('default = "accept"\n')  # it is read anew for each pull
+    assert Pods(daemon).pull(registry) == IMAGE
+
+
+def test_recursive_read_only_that_cannot_be_has_the_prefix_that_the_kubelet_knows(
+    make_daemon: Callable[[], Daemon], registry: Registry, tmp_path: Path
+) -> None:
+    daemon = make_daemon()
+    binary = tmp_path / "runtime"
+    binary.write_text("#!/bin/sh\nexit 1\n")  # it does not know `features`
+    binary.chmod(0o755)
+    with daemon.config.open("a") as config:
+        config.write(f'[runtimes.old]\npath = "{binary}"\n')
+    daemon.start()
+    pods = Pods(daemon)
+    pods.pull(registry)
+    pod = pods.run_pod(handler="old")
+    mount = cri.Mount(
+        container_path="/v", host_path=str(tmp_path), readonly=True, recursive_read_only=True
+    )
+    said = refused("INVALID_ARGUMENT", pods.create, pod, *SLEEP, mounts=[mount])
+    assert said.startswith("RROUnsupported")
+
+
 def test_another_attempt_is_another_object(pods: Pods) -> None:
     config = pods.config()
     first = pods.run_pod(config)

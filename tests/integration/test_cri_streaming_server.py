@@ -26,7 +26,7 @@ from tests.integration.stream_clients import (
     spdy_command,
     websocket_command,
 )
-from tests.integration.test_cri_streaming import ALL, OUT, attach_url, exec_url, processes
+from tests.integration.stream_commands import ALL, OUT, attach_url, exec_url, processes
 
 
 def settings(daemon: Daemon, text: str) -> None:

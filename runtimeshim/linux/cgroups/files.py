@@ -31,8 +31,19 @@ FREEZE_SECONDS = 5.0
 FREEZE_DELAY = 0.0005
 
 
+# What the kernel says of a value, or of a name, that it cannot take.
+UNACCEPTABLE = frozenset(
+    {errno.EINVAL, errno.ERANGE, errno.E2BIG, errno.EOPNOTSUPP, errno.ENAMETOOLONG}
+)
+
+
 class CgroupError(OSError):
     """A cgroup operation failed: errno, what was tried and why, and the file or directory."""
+
+    @property
+    def is_unacceptable(self) -> bool:
+        """Tell whether nobody could do it, since what was asked for is wrong."""
+        return self.errno in UNACCEPTABLE
 
 
 def write(path: str, value: str) -> None:
