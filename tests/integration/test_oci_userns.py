@@ -160,7 +160,7 @@ async def test_ridmap_reaches_the_mounts_below(rt: harness.Runtime) -> None:
 async def test_a_filesystem_without_idmapped_mounts_is_named(rt: harness.Runtime) -> None:
     spec = in_user_namespace(rt.spec(["true"]))
     spec["mounts"].append(bind(Path("/sys/kernel"), "/mapped", "idmap"))
-    with pytest.raises(CreateError, match="/sys/kernel on /mapped.*cannot map the ids"):
+    with pytest.raises(CreateError, match=r"/sys/kernel on /mapped.*cannot map the ids"):
         await rt.create(spec)
 
 
@@ -248,7 +248,7 @@ async def test_what_is_not_mapped_is_refused(rt: harness.Runtime) -> None:
     spec = in_user_namespace(rt.spec(["true"], user={"uid": 70000, "gid": 0}))
     with pytest.raises(CreateError, match="Invalid argument"):
         await rt.create(spec)
-    assert harness.cgroup_dirs(f"{rt.cgroup}/c") == []
+    assert harness.cgroup_dirs(rt.cgroup_of("c")) == []
 
 
 async def test_a_bundles_own_root_without_an_overlay(rt: harness.Runtime) -> None:

@@ -18,14 +18,22 @@ def disks(tmp_path: Path) -> machine.Disks:
     return made
 
 
-def test_the_project_is_handed_over_with_its_job(disks: machine.Disks) -> None:
+def test_the_project_is_handed_over_with_its_job(
+    disks: machine.Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRISERVER_TEST_CGROUP_DRIVER", "a driver")
     machine._pack(disks.project, ["-k", "a b"], seconds=60)
     with tarfile.open(disks.project) as tar:
         names = tar.getnames()
-        arguments = tar.extractfile(machine.JOB_ARGUMENTS)
-        assert arguments is not None
-        assert arguments.read() == b"-k\0a b\0"
-    assert {"pyproject.toml", "tests/vm/guest/run", machine.JOB_SECONDS} <= set(names)
+        job = {
+            name: file.read()
+            for name in ("arguments", "environment", "seconds")
+            if (file := tar.extractfile(f"{machine.JOB}/{name}")) is not None
+        }
+    assert (job["arguments"], job["seconds"]) == (b"-k\0a b\0", b"60")
+    assert b"CRISERVER_TEST_CGROUP_DRIVER=a driver\0" in job["environment"]
+    assert b"PATH=" not in job["environment"]
+    assert {"pyproject.toml", "tests/vm/guest/run"} <= set(names)
     assert not any(name.startswith((".git", ".venv")) and name != ".gitignore" for name in names)
 
 

@@ -28,8 +28,7 @@ CONSOLE_LINES = 40
 
 # What is in a checkout, and not part of the project.
 EXCLUDED = (".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis")
-JOB_ARGUMENTS = "tests/vm/guest/arguments"
-JOB_SECONDS = "tests/vm/guest/seconds"
+JOB = "tests/vm/guest"  # where the files of the job are: arguments, environment, seconds
 
 
 class Disks(NamedTuple):
@@ -124,13 +123,20 @@ def _pack(disk: Path, arguments: Sequence[str], seconds: int) -> None:
     job = disk.parent / "job"
     job.mkdir()
     (job / "arguments").write_text("".join(f"{argument}\0" for argument in arguments))
+    settings = [f"{name}={value}\0" for name, value in os.environ.items() if _is_setting(name)]
+    (job / "environment").write_text("".join(settings))
     (job / "seconds").write_text(str(seconds))
     with tarfile.open(disk, "w", format=tarfile.PAX_FORMAT) as tar:
         for path in sorted(ROOT.iterdir()):
             if path.name not in EXCLUDED:
                 tar.add(path, path.name, filter=_as_root)
-        tar.add(job / "arguments", JOB_ARGUMENTS, filter=_as_root)
-        tar.add(job / "seconds", JOB_SECONDS, filter=_as_root)
+        for path in job.iterdir():
+            tar.add(path, f"{JOB}/{path.name}", filter=_as_root)
+
+
+def _is_setting(variable: str) -> bool:
+    """Tell whether an environment variable is one of the tests' own."""
+    return variable.startswith("CRISERVER_TEST_")
 
 
 def _as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
