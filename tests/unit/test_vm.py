@@ -44,6 +44,30 @@ def test_a_vm_that_reports_nothing_has_failed(
     assert "Kernel panic" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("said", "elapsed", "problem"),
+    [
+        ("", 10, ""),
+        ("", 301, "not come to its job"),
+        ("x\nKernel panic - not syncing\n", 10, "panicked"),
+        (machine.JOB_BEGINS, 301, ""),
+        (machine.JOB_BEGINS, 600, "was ended"),
+    ],
+)
+def test_a_vm_that_will_not_report_is_not_waited_for(
+    said: str, elapsed: float, problem: str
+) -> None:
+    found = machine._problem(said, elapsed, seconds=60)
+    assert problem in found and bool(problem) == bool(found)
+
+
+def test_a_program_that_cannot_be_qemu_is_said(
+    disks: machine.Disks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine._run(["false"], disks.console.with_name("none"), 60)
+    assert "exit code 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("code", [0, 1])
 def test_the_exit_code_is_the_jobs(disks: machine.Disks, tmp_path: Path, code: int) -> None:
     (tmp_path / "exit-code").write_text(f"{code}\n")
