@@ -59,6 +59,10 @@ class Daemon:
         self.config.write_text(
             f'[network]\nbridge = "{self.bridge}"\nsubnets = ["{self.subnet}"]\n'
         )
+        if harness.CGROUP_DRIVER != "cgroupfs":
+            (self.home / "config.d").mkdir()
+            dropin = self.home / "config.d/cgroups.toml"
+            dropin.write_text(f'cgroup_driver = "{harness.CGROUP_DRIVER}"\n')
         self.socket = self.run_dir / "criserver.sock"
         self.log = self.home / "criserver.log"
         self._served = False  # at any time

@@ -1,4 +1,11 @@
-"""A private spawner with busybox containers, for tests below the CRI."""
+"""A private spawner with busybox containers, for tests below the CRI.
+
+Their cgroups are made by cgroupfs, or by the driver of CRISERVER_TEST_CGROUP_DRIVER:
+
+    CRISERVER_TEST_CGROUP_DRIVER=systemd hack/vm test tests/integration/test_shim.py
+
+"systemd" needs systemd as init and cgroup v2, so it is for the VM.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from runtimeshim.client import ExitRecord, Shim, ShimOptions, Spawner
-from runtimeshim.linux import cgroups
+from runtimeshim.linux import cgroups, systemd
+from runtimeshim.linux.cgroups import units
 from tests.integration import bundles
+
+CGROUP_DRIVER = os.environ.get("CRISERVER_TEST_CGROUP_DRIVER", "cgroupfs")
 
 
 class Runtime:
@@ -21,7 +31,7 @@ class Runtime:
         self.directory = directory
         self.spawner = spawner
         self.cgroup_version = cgroups.manager().version
-        self.cgroup = f"/crtest-{os.getpid()}-{directory.name}"
+        self.cgroup = cgroup_parent(f"crtest-{os.getpid()}-{directory.name}")
         self.layer = bundles.make_layer(directory / "layer")
         self.shims: list[Shim] = []
 
@@ -33,7 +43,13 @@ class Runtime:
         return self.directory / f"{name}.log"
 
     def spec(self, args: list[str], name: str = "c", **process: Any) -> dict[str, Any]:
-        return bundles.spec(args, f"{self.cgroup}/{name}", **process)
+        return bundles.spec(args, self.cgroup_of(name), **process)
+
+    def cgroup_of(self, name: str) -> str:
+        """The cgroup of a container; systemd knows one scope of a name, wherever it is."""
+        if CGROUP_DRIVER == "systemd":
+            return f"{self.cgroup}:{self.cgroup.removesuffix('.slice')}:{name}"
+        return f"{self.cgroup}/{name}"
 
     async def create(self, spec: dict[str, Any], name: str = "c", **options: Any) -> Shim:
         bundle = bundles.write(self.run_dir / "containers" / name, spec)
@@ -106,17 +122,28 @@ def cgroup_file(v1: str, v2: str) -> str:
     return f"/sys/fs/cgroup/{v1 if cgroups.manager().version == 1 else v2}"
 
 
+def cgroup_parent(name: str) -> str:
+    """Name a cgroup that containers of a test go below, or a slice: "-" would nest it."""
+    return f"{name.replace('-', '_')}.slice" if CGROUP_DRIVER == "systemd" else f"/{name}"
+
+
 def cgroup_dirs(path: str) -> list[Path]:
-    """Return the directories of a cgroup in every hierarchy."""
+    """Return the directories of a cgroup, or of a unit, in every hierarchy."""
+    relative = units.directory(path).lstrip("/")
     roots = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
-    return [root / path.lstrip("/") for root in roots if (root / path.lstrip("/")).is_dir()]
+    found = [root / relative for root in roots if not root.is_symlink()]
+    return [directory for directory in found if directory.is_dir()]
 
 
 def remove_cgroups(path: str) -> None:
     """Remove a test's parent cgroup; children that are still there are the test's failure."""
     for directory in cgroup_dirs(path):
         assert not [child for child in directory.iterdir() if child.is_dir()], directory
-        directory.rmdir()
+        if not units.is_unit(path):
+            directory.rmdir()
+    if units.is_unit(path):
+        systemd.stop(path)
+    assert cgroup_dirs(path) == []
 
 
 def alive(pid: int) -> bool:

@@ -29,9 +29,10 @@ from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.cni import CNINetwork
 from podsandbox.network.pod_cidrs import PodCIDRs
+from podsandbox.plan import SandboxHost
 from runtimeshim.client import Spawner
 from runtimeshim.linux import cgroups, syscalls
-from tests.integration import leaks
+from tests.integration import harness, leaks
 from tests.integration.daemon import wait_for
 
 PLUGINS = Path("/usr/lib/cni")
@@ -82,7 +83,8 @@ class World:
             timeout=self.cni_timeout,
         )
         self.network = SelectedNetwork(self.cni, self.builtin, cidrs)
-        self.sandboxes = Sandboxes(self.home, self.spawner, self.network, cgroups.manager())
+        host = SandboxHost(cgroup_driver=harness.CGROUP_DRIVER)
+        self.sandboxes = Sandboxes(self.home, self.spawner, self.network, cgroups.manager(), host)
 
     async def restart(self) -> None:
         """As after a crash of the daemon: only the database and the machine remember."""

@@ -49,7 +49,7 @@ async def test_its_exit_code_arrives(rt: harness.Runtime) -> None:
     os.write(write, b"go\n")
     assert (await adopted.wait()).exit_code == 7
     os.close(write)
-    assert harness.cgroup_dirs(f"{rt.cgroup}/c") == []
+    assert harness.cgroup_dirs(rt.cgroup_of("c")) == []
 
 
 async def test_an_end_at_the_same_moment_is_not_lost(rt: harness.Runtime) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from api.cri import api_pb2 as cri
 from tests.integration.daemon import RPC_SECONDS, Daemon, wait_for
+from tests.integration.harness import CGROUP_DRIVER
 from tests.integration.pods import IMAGE, Pods, refused
 from tests.integration.registry import Registry
 
@@ -66,7 +67,7 @@ def test_status_has_conditions_handlers_and_verbose_configuration(pods: Pods) ->
 def test_the_kubelet_is_told_the_cgroup_driver(pods: Pods) -> None:
     config = pods.daemon.runtime.RuntimeConfig(cri.RuntimeConfigRequest(), timeout=RPC_SECONDS)
     assert config.HasField("linux")
-    assert config.linux.cgroup_driver == cri.CGROUPFS
+    assert config.linux.cgroup_driver == cri.CgroupDriver.Value(CGROUP_DRIVER.upper())
 
 
 def test_a_container_runs_from_create_to_its_exit(pods: Pods, pod: str) -> None:

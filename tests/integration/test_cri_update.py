@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from api.cri import api_pb2 as cri
+from runtimeshim.linux import cgroups
+from tests.integration import harness
 from tests.integration.daemon import RPC_SECONDS, Daemon
 from tests.integration.pods import Pods, refused
 from tests.integration.registry import Registry
@@ -16,6 +18,7 @@ from tests.integration.registry import Registry
 SLEEP = ("sleep", "3600")
 MIB = 1 << 20
 CGROUPS = Path("/sys/fs/cgroup")
+V1 = cgroups.manager().version == 1
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +49,43 @@ def update(pods: Pods, container: str, **fields: object) -> None:
     pods.daemon.runtime.UpdateContainerResources(request, timeout=RPC_SECONDS)
 
 
-def cgroup(pod: str, container: str, controller: str, file: str) -> str:
-    """A control file's value; this project's tests run on cgroup v1 and hybrid machines."""
-    path = CGROUPS / controller / f"criserver-{pod}" / container / file
-    return path.read_text().strip()
+# cpu.shares as cpu.weight (runc 1.4 and newer: log10(weight) = (l² + 125 l)/612 - 7/34, l = log2)
+WEIGHTS = {300: 39, 333: 42, 400: 49, 700: 75}
+
+
+def cgroup(pod: str, container: str, file: str) -> str:
+    """A control file's value; `file` is of version 1 as CONTROLLER/FILE, of version 2 as FILE."""
+    controller, _, name = file.rpartition("/")
+    if harness.CGROUP_DRIVER == "systemd":
+        own = f"criserver{pod}.slice/" + (f"cri-criserver-{container}.scope" if container else "")
+    else:
+        own = f"criserver-{pod}/{container}"
+    return (CGROUPS / controller / own / name).read_text().strip()
+
+
+def shares(pod: str, container: str = "") -> str:
+    if V1:
+        return cgroup(pod, container, "cpu/cpu.shares")
+    weight = int(cgroup(pod, container, "cpu.weight"))
+    return str({weight: number for number, weight in WEIGHTS.items()}.get(weight, "other"))
 
 
 def limits(pod: str, container: str) -> tuple[str, ...]:
-    files = (
-        ("cpu", "cpu.shares"),
-        ("cpu", "cpu.cfs_quota_us"),
-        ("cpu", "cpu.cfs_period_us"),
-        ("cpuset", "cpuset.cpus"),
-        ("memory", "memory.limit_in_bytes"),
-        ("memory", "memory.memsw.limit_in_bytes"),
-    )
-    return tuple(cgroup(pod, container, *file) for file in files)
+    """Shares, quota, period, CPUs, memory, memory with swap: the kernel's, in version 1's terms."""
+    if V1:
+        files = (
+            "cpu/cpu.cfs_quota_us",
+            "cpu/cpu.cfs_period_us",
+            "cpuset/cpuset.cpus",
+            "memory/memory.limit_in_bytes",
+            "memory/memory.memsw.limit_in_bytes",
+        )
+        return shares(pod, container), *(cgroup(pod, container, file) for file in files)
+    quota, period = cgroup(pod, container, "cpu.max").replace("max", "-1").split()
+    cpus = cgroup(pod, container, "cpuset.cpus")
+    memory, swap = (cgroup(pod, container, f"memory.{file}") for file in ("max", "swap.max"))
+    total = "max" if "max" in (memory, swap) else str(int(memory) + int(swap))
+    return shares(pod, container), quota, period, cpus, memory, total
 
 
 def test_limits_reach_the_kernel_and_the_status(pods: Pods, pod: str) -> None:
@@ -119,7 +143,7 @@ def test_memory_goes_up_and_down(pods: Pods, pod: str) -> None:
           "memory_swap_limit_in_bytes": 32 * MIB}, "INVALID_ARGUMENT"),
         ({"cpu_shares": 500, "oom_score_adj": 1001}, "INVALID_ARGUMENT"),
         ({"cpu_shares": 500, "cpuset_cpus": "0\0"}, "INVALID_ARGUMENT"),
-        ({"cpu_shares": 500, "unified": {"memory.high": "1"}}, "INVALID_ARGUMENT"),
+        ({"cpu_shares": 500, "unified": {"../memory.high": "1"}}, "INVALID_ARGUMENT"),
         ({"cpu_quota": 10_000, "memory_limit_in_bytes": 1 << 20,
           "memory_swap_limit_in_bytes": 1 << 20}, "FAILED_PRECONDITION"),
     ],
@@ -186,9 +210,9 @@ def resize_pod(pods: Pods, pod: str, **fields: object) -> None:
 
 def test_a_pod_with_a_cgroup_of_its_own_is_resized(pods: Pods, pod: str) -> None:
     resize_pod(pods, pod, cpu_shares=700)
-    assert cgroup(pod, "", "cpu", "cpu.shares") == "700"
+    assert shares(pod) == "700"
     refused("INVALID_ARGUMENT", resize_pod, pods, pod, cpu_shares=800, cpuset_cpus="7000")
-    assert cgroup(pod, "", "cpu", "cpu.shares") == "700"
+    assert shares(pod) == "700"
 
 
 def test_the_overhead_is_recorded(pods: Pods) -> None:
@@ -211,24 +235,24 @@ def test_the_overhead_is_recorded(pods: Pods) -> None:
 
 
 def test_the_cgroup_of_the_kubelet_is_left_alone(pods: Pods) -> None:
-    name = f"{pods.daemon.name}-kubelet"
-    parent = CGROUPS / "cpu" / name
+    parent = harness.cgroup_parent(f"{pods.daemon.name}-kubelet")
     context = pods.config().linux.security_context
     pod = pods.run_pod(
-        pods.config(
-            linux=cri.LinuxPodSandboxConfig(cgroup_parent=f"/{name}/pod", security_context=context)
-        )
+        pods.config(linux=cri.LinuxPodSandboxConfig(cgroup_parent=parent, security_context=context))
     )
     try:
-        (parent / "pod" / "cpu.shares").write_text("600")
+        name = "cpu.shares" if V1 else "cpu.weight"
+        (file,) = {
+            (directory / name).resolve()
+            for directory in harness.cgroup_dirs(parent)
+            if (directory / name).exists()
+        }
+        file.write_text("600")
         resize_pod(pods, pod, cpu_shares=700)
-        assert (parent / "pod" / "cpu.shares").read_text() == "600\n"
+        assert file.read_text() == "600\n"
     finally:
         pods.remove_pod(pod)
-        for controller in CGROUPS.iterdir():
-            for directory in (controller / name / "pod", controller / name):
-                if directory.exists() and not controller.is_symlink():
-                    directory.rmdir()
+        harness.remove_cgroups(parent)
 
 
 def test_bad_requests_for_pods(pods: Pods, pod: str) -> None:

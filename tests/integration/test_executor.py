@@ -362,7 +362,7 @@ async def test_a_bad_process_is_refused_and_leaves_nothing(
         spec = rt.spec(["true"])
         spec["process"] |= change
         await rt.create(spec)
-    assert harness.cgroup_dirs(f"{rt.cgroup}/c") == []
+    assert harness.cgroup_dirs(rt.cgroup_of("c")) == []
 
 
 @pytest.mark.parametrize("path", ["/", "relative", "/a/../..", "/a//b", "/."])

@@ -112,7 +112,7 @@ async def test_a_policy_that_the_kernel_refuses_fails_the_creation(rt: harness.R
     scheduler = {"policy": "SCHED_DEADLINE", "runtime": 2, "deadline": 1, "period": 1}
     with pytest.raises(CreateError, match=r"process\.scheduler: .*Invalid argument"):
         await rt.create(rt.spec(["true"], scheduler=scheduler))
-    assert harness.cgroup_dirs(f"{rt.cgroup}/c") == []
+    assert harness.cgroup_dirs(rt.cgroup_of("c")) == []
 
 
 async def test_the_memory_policy(rt: harness.Runtime) -> None:
@@ -314,7 +314,7 @@ async def test_a_device_that_is_not_there_fails_the_creation(rt: harness.Runtime
     spec["linux"]["netDevices"] = {"nonesuch0": {}}
     with pytest.raises(CreateError, match=r"linux\.netDevices\['nonesuch0'\]: .*No such device"):
         await rt.create(spec)
-    assert harness.cgroup_dirs(f"{rt.cgroup}/c") == []
+    assert harness.cgroup_dirs(rt.cgroup_of("c")) == []
 
 
 def notify(path: Path) -> dict[str, Any]:
@@ -425,4 +425,4 @@ async def test_every_wrong_field_is_refused_before_anything_is_made(rt: harness.
     spec["linux"]["resources"] = {"pids": {"limit": "x"}}
     with pytest.raises(CreateError, match=r"linux\.resources\.pids\.limit: 'x' is not an integer"):
         await rt.create(spec)
-    assert harness.cgroup_dirs(f"{rt.cgroup}/c") == []
+    assert harness.cgroup_dirs(rt.cgroup_of("c")) == []

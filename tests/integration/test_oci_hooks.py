@@ -100,7 +100,7 @@ async def test_a_failing_create_hook_fails_the_creation(rt: harness.Runtime, kin
     spec["hooks"] = {kind: [hook("echo because >&2; exit 3"), noting(rt, kind, "echo second")]}
     with pytest.raises(CreateError, match=rf"hooks\.{kind}\[0\] .*exit status 3: because"):
         await rt.create(spec)
-    assert harness.cgroup_dirs(f"{rt.cgroup}/c") == []
+    assert harness.cgroup_dirs(rt.cgroup_of("c")) == []
     assert notes(rt) == ""
 
 

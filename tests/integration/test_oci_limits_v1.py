@@ -75,7 +75,7 @@ async def test_a_limit_that_this_machine_cannot_set_is_an_error(
     spec["linux"]["resources"] = resources
     with pytest.raises(CreateError, match=message):
         await rt.create(spec)
-    assert harness.cgroup_dirs(f"{rt.cgroup}/c") == []
+    assert harness.cgroup_dirs(rt.cgroup_of("c")) == []
 
 
 async def test_the_limits_of_memory(rt: harness.Runtime) -> None:
@@ -127,4 +127,4 @@ async def test_without_a_cgroup_namespace_its_own_directories_are_shown(
     lines = (await run(rt, spec)).splitlines()
     assert int(lines[0]) <= 4
     assert lines[1] == str(77 << 20)
-    assert any(line.endswith(f"{rt.cgroup}/c") for line in lines[2:])
+    assert any(line.endswith(rt.cgroup_of("c")) for line in lines[2:])

@@ -6,12 +6,12 @@ Collected on machines with that version only (conftest.py).
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runtimeshim.client import CreateError
+from runtimeshim.linux.cgroups import units
 from tests.integration import harness
 
 pytestmark = pytest.mark.integration
@@ -103,7 +103,7 @@ async def test_a_limit_that_this_machine_cannot_set_is_an_error(
     spec["linux"]["resources"] = resources
     with pytest.raises(CreateError, match=message):
         await rt.create(spec)
-    assert harness.cgroup_dirs(f"{rt.cgroup}/c") == []
+    assert harness.cgroup_dirs(rt.cgroup_of("c")) == []
 
 
 async def test_a_container_with_cgroups_of_its_own_can_be_execed_into_and_ended(
@@ -118,7 +118,8 @@ async def test_a_container_with_cgroups_of_its_own_can_be_execed_into_and_ended(
     (mount,) = [each for each in spec["mounts"] if each["type"] == "cgroup"]
     mount["options"].remove("ro")
     shim = await rt.start(spec)
-    inner = Path(f"/sys/fs/cgroup{rt.cgroup}/c/inner")
+    (own,) = harness.cgroup_dirs(rt.cgroup_of("c"))
+    inner = own / "inner"
     await harness.until(lambda: (inner / "memory.max").exists())
     read, write = os.pipe()
     null = os.open("/dev/null", os.O_RDONLY)
@@ -137,7 +138,8 @@ async def test_a_container_with_cgroups_of_its_own_can_be_execed_into_and_ended(
 
 
 async def test_without_a_cgroup_namespace_the_hosts_tree_is_shown(rt: harness.Runtime) -> None:
-    own = f"/sys/fs/cgroup{rt.cgroup}/c"
+    path_of_own = units.directory(rt.cgroup_of("c"))
+    own = f"/sys/fs/cgroup{path_of_own}"
     spec = rt.spec(["sh", "-c", f"cat {own}/memory.max /proc/self/cgroup; echo 1 > {own}/cpu.idle"])
     spec["linux"]["namespaces"] = [
         each for each in spec["linux"]["namespaces"] if each["type"] != "cgroup"
@@ -146,5 +148,5 @@ async def test_without_a_cgroup_namespace_the_hosts_tree_is_shown(rt: harness.Ru
     _, output = await rt.run(spec)
     memory, path, refused = output.splitlines()
     assert memory == str(77 << 20)
-    assert path == f"0::{rt.cgroup}/c"
+    assert path == f"0::{path_of_own}"
     assert refused.endswith("Read-only file system")

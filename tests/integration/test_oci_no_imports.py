@@ -82,7 +82,7 @@ async def test_nothing_is_loaded_between_fork_and_execve(tmp_path: Path) -> None
     output = tmp_path / "strace"
     async with harness.runtime(tmp_path) as rt, traced(output, *family(rt.spawner.pid)):
         for number, spec in enumerate((plain, terminal, hooked)):
-            spec["linux"]["cgroupsPath"] = f"{rt.cgroup}/n{number}"
+            spec["linux"]["cgroupsPath"] = rt.cgroup_of(f"n{number}")
             record, _ = await rt.run(spec, f"n{number}")
             assert record.exit_code == 0
     assert_nothing_is_loaded(output.read_text().splitlines(), 3)

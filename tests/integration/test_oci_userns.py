@@ -248,7 +248,7 @@ async def test_what_is_not_mapped_is_refused(rt: harness.Runtime) -> None:
     spec = in_user_namespace(rt.spec(["true"], user={"uid": 70000, "gid": 0}))
     with pytest.raises(CreateError, match="Invalid argument"):
         await rt.create(spec)
-    assert harness.cgroup_dirs(f"{rt.cgroup}/c") == []
+    assert harness.cgroup_dirs(rt.cgroup_of("c")) == []
 
 
 async def test_a_bundles_own_root_without_an_overlay(rt: harness.Runtime) -> None:

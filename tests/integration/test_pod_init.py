@@ -18,6 +18,7 @@ import pytest_asyncio
 
 from api.cri import api_pb2 as cri
 from podsandbox import pins
+from runtimeshim.linux.cgroups import units
 from tests.integration.sandboxes import World, new_world, pod_config, start
 
 WAIT_SECONDS = 10.0
@@ -74,7 +75,8 @@ async def test_it_holds_nothing_and_may_do_nothing(world: World) -> None:
     for kind in ("net", "ipc", "uts", "pid"):
         pinned = runtime.namespaces[{"net": "network"}.get(kind, kind)]
         assert os.stat(f"/proc/{pid}/ns/{kind}").st_ino == os.stat(pinned).st_ino
-    assert f"{runtime.cgroup_parent}/" in Path(f"/proc/{pid}/cgroup").read_text()
+    parent = units.directory(runtime.cgroup_parent)
+    assert f"{parent}/" in Path(f"/proc/{pid}/cgroup").read_text()
 
 
 async def test_its_program_is_sealed_and_not_the_interpreter(world: World) -> None:

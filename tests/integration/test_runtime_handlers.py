@@ -65,7 +65,7 @@ async def test_a_container_lives_by_the_binary_from_create_to_delete(rt: harness
     lines = [line.split(" ", 3)[1:] for line in rt.log("c").read_text().splitlines()]
     assert sorted(lines) == [["stderr", "F", "err"], ["stdout", "F", "out"]]
     assert not (bundle(rt) / "runtime/c").exists()
-    assert harness.cgroup_dirs(f"{rt.cgroup}/c") == []
+    assert harness.cgroup_dirs(rt.cgroup_of("c")) == []
     assert shim.timings.keys() >= {"rootfs", "create", "total"}
 
 
@@ -130,7 +130,7 @@ async def test_a_program_that_is_not_there_is_told_in_the_binarys_words(
 ) -> None:
     with pytest.raises(CreateError, match=rf"'runc': {PATH} create: .*\"nonesuch\".*not found"):
         await rt.create(rt.spec(["nonesuch"]), runtime=RUNC)
-    assert harness.cgroup_dirs(f"{rt.cgroup}/c") == []
+    assert harness.cgroup_dirs(rt.cgroup_of("c")) == []
     shim = await rt.start(rt.spec(SLEEP, "d"), "d", runtime=RUNC)
     with pytest.raises(StartError, match=rf"'runc': {PATH} exec: .*\"nonesuch\".*not found"):
         await run_exec(rt, shim, ["nonesuch"])

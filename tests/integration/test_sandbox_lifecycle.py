@@ -15,6 +15,7 @@ import pytest_asyncio
 from api.cri import api_pb2 as cri
 from api.errors import InternalError, InvalidArgumentError
 from podsandbox.lifecycle import SandboxRuntime
+from tests.integration import harness
 from tests.integration.leaks import snapshot
 from tests.integration.sandboxes import World, inside, new_world, pod_config, run, start
 
@@ -154,8 +155,9 @@ async def test_a_bad_sysctl_is_refused_and_nothing_is_left(
 
 async def test_what_is_not_supported_is_said(world: World) -> None:
     config = pod_config()
-    config.linux.cgroup_parent = "kubepods-pod1.slice"
-    with pytest.raises(InvalidArgumentError, match="systemd slice"):
+    systemd = harness.CGROUP_DRIVER == "systemd"
+    config.linux.cgroup_parent = "/kubepods/pod1" if systemd else "kubepods-pod1.slice"
+    with pytest.raises(InvalidArgumentError, match="is no slice" if systemd else "systemd slice"):
         await world.create(config)
 
 
@@ -207,7 +209,7 @@ async def test_a_worker_that_fails_late_undoes_its_own_part(world: World) -> Non
 
 async def test_the_cgroup_parent_is_the_given_one_and_is_kept(world: World) -> None:
     config = pod_config()
-    parent = f"/crtest-{os.getpid()}-pod"
+    parent = harness.cgroup_parent(f"crtest-{os.getpid()}-pod")
     config.linux.cgroup_parent = parent
     config.linux.resources.cpu_shares = 2  # the kubelet's business in a cgroup of its own
     pod = await world.create(config)

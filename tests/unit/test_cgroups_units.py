@@ -69,6 +69,18 @@ def test_limits_as_properties() -> None:
     }
 
 
+def test_what_was_before_an_update_takes_its_cpus_back() -> None:
+    before = {"unified": {"cpuset.cpus": "", "cpuset.mems": "0-1"}}
+    found = {name: value.value for name, value in unit_properties.properties(before)}
+    assert found == {"AllowedCPUs": b"", "AllowedMemoryNodes": b"\x03"}
+
+
+@pytest.mark.parametrize("numbers", ["2-1", "-1", "8192", "0-4000000000"])
+def test_a_list_of_more_cpus_than_there_can_be_is_refused(numbers: str) -> None:
+    with pytest.raises(CgroupError, match="no list"):
+        unit_properties.bitmap(numbers)
+
+
 def test_without_limits_there_is_no_property() -> None:
     assert unit_properties.properties({"devices": [], "memory": {"limit": 0}}) == []
 

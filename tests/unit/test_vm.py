@@ -18,14 +18,22 @@ def disks(tmp_path: Path) -> machine.Disks:
     return made
 
 
-def test_the_project_is_handed_over_with_its_job(disks: machine.Disks) -> None:
+def test_the_project_is_handed_over_with_its_job(
+    disks: machine.Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRISERVER_TEST_CGROUP_DRIVER", "a driver")
     machine._pack(disks.project, ["-k", "a b"], seconds=60)
     with tarfile.open(disks.project) as tar:
         names = tar.getnames()
-        arguments = tar.extractfile(machine.JOB_ARGUMENTS)
-        assert arguments is not None
-        assert arguments.read() == b"-k\0a b\0"
-    assert {"pyproject.toml", "tests/vm/guest/run", machine.JOB_SECONDS} <= set(names)
+        job = {
+            name: file.read()
+            for name in ("arguments", "environment", "seconds")
+            if (file := tar.extractfile(f"{machine.JOB}/{name}")) is not None
+        }
+    assert (job["arguments"], job["seconds"]) == (b"-k\0a b\0", b"60")
+    assert b"CRISERVER_TEST_CGROUP_DRIVER=a driver\0" in job["environment"]
+    assert b"PATH=" not in job["environment"]
+    assert {"pyproject.toml", "tests/vm/guest/run"} <= set(names)
     assert not any(name.startswith((".git", ".venv")) and name != ".gitignore" for name in names)
 
 
@@ -34,6 +42,30 @@ def test_a_vm_that_reports_nothing_has_failed(
 ) -> None:
     assert machine._collect(disks, None) == machine.NO_RESULT
     assert "Kernel panic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "elapsed", "problem"),
+    [
+        ("", 10, ""),
+        ("", 301, "not come to its job"),
+        ("x\nKernel panic - not syncing\n", 10, "panicked"),
+        (machine.JOB_BEGINS, 301, ""),
+        (machine.JOB_BEGINS, 600, "was ended"),
+    ],
+)
+def test_a_vm_that_will_not_report_is_not_waited_for(
+    said: str, elapsed: float, problem: str
+) -> None:
+    found = machine._problem(said, elapsed, seconds=60)
+    assert problem in found and bool(problem) == bool(found)
+
+
+def test_a_program_that_cannot_be_qemu_is_said(
+    disks: machine.Disks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine._run(["false"], disks.console.with_name("none"), 60)
+    assert "exit code 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("code", [0, 1])

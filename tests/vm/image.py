@@ -61,10 +61,10 @@ def provide(cache: Path) -> Image:
     directory = cache / key()
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "lock"):
+        _install_missing()
         if not directory.exists():
             for broken in cache.glob("building-*"):
                 _remove(broken)
-            _install_missing()
             with tempfile.TemporaryDirectory(prefix="building-", dir=cache) as building:
                 _build(Path(building))
             _remove_unused(cache)

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import tempfile
 import termios
+import time
 import tty
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,16 +21,19 @@ CPUS = 2
 MEMORY = "2G"
 RESULTS_SIZE = 64 << 20  # bytes, sparse: journal and what the tests leave for the host
 
-# For booting, and for what is done after a job that was given up for lack of time.
+# For booting: 12 s on an idle machine, and some minutes on one with ten times the work it can do.
+BOOT_SECONDS = 300.0
+# For what is done after a job that was given up for lack of time.
 GRACE_SECONDS = 180.0
+# What the console says, by the guest's job and by the kernel (kernel/panic.c).
+JOB_BEGINS, PANIC = "vm: the job begins", "Kernel panic"
 # The exit code when the VM did not report one of its own, as `timeout` and docker have it.
 NO_RESULT = 125
 CONSOLE_LINES = 40
 
 # What is in a checkout, and not part of the project.
 EXCLUDED = (".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis")
-JOB_ARGUMENTS = "tests/vm/guest/arguments"
-JOB_SECONDS = "tests/vm/guest/seconds"
+JOB = "tests/vm/guest"  # where the files of the job are: arguments, environment, seconds
 
 
 class Disks(NamedTuple):
@@ -53,18 +57,42 @@ def test(
     `results` is a directory for what the VM leaves: console, journal, and what tests put there.
     """
     with _disks(arguments, seconds=int(minutes * 60)) as disks:
-        try:
-            subprocess.run(
-                _qemu(image, disks, accelerator, "test"),
-                stdin=subprocess.DEVNULL,
-                timeout=minutes * 60 + GRACE_SECONDS,
-                check=True,
-            )
-        except subprocess.TimeoutExpired:
-            _say(f"the VM was ended after {minutes} minutes")
-        except subprocess.CalledProcessError as err:
-            _say(f"qemu failed: {err}")
+        _run(_qemu(image, disks, accelerator, "test"), disks.console, minutes * 60)
         return _collect(disks, results)
+
+
+def _run(command: Sequence[str], console: Path, seconds: float) -> None:
+    """Run a VM to its end, or to the moment when it is clear that nothing will come of it."""
+    began = time.monotonic()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as qemu:
+        try:
+            while qemu.poll() is None:
+                problem = _problem(_text(console), time.monotonic() - began, seconds)
+                if problem:
+                    _say(problem)
+                    return
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    qemu.wait(timeout=1.0)
+        finally:
+            qemu.kill()
+    if qemu.returncode != 0:
+        _say(f"qemu failed with exit code {qemu.returncode}")
+
+
+def _problem(console: str, elapsed: float, seconds: float) -> str:
+    """Say why a VM need not be waited for any longer, "" if it is to be."""
+    if PANIC in console:
+        return "the kernel of the VM has panicked"
+    if JOB_BEGINS not in console and elapsed > BOOT_SECONDS:
+        return f"the VM has not come to its job within {BOOT_SECONDS:.0f} s"
+    if elapsed > BOOT_SECONDS + seconds + GRACE_SECONDS:
+        return f"the VM was ended: its job was to take {seconds / 60:.0f} minutes"
+    return ""
+
+
+def _text(console: Path) -> str:
+    """Return what the console has said so far; nothing before qemu has made the file."""
+    return console.read_text(errors="replace") if console.exists() else ""
 
 
 def shell(image: Image, accelerator: str) -> int:
@@ -81,6 +109,8 @@ def _qemu(image: Image, disks: Disks, accelerator: str, job: str) -> list[str]:
         "root=/dev/vda rw console=ttyS0 quiet panic=-1 net.ifnames=0 systemd.show_status=no "
         # An emulator that gets little CPU time loses timer ticks: the kernel's check would panic.
         "no_timer_check "
+        # Code at the same addresses in every process is translated once: half the work of an exec.
+        "norandmaps "
         f"systemd.getty_auto=no vm.job={job}"
     )
     command = [
@@ -124,13 +154,20 @@ def _pack(disk: Path, arguments: Sequence[str], seconds: int) -> None:
     job = disk.parent / "job"
     job.mkdir()
     (job / "arguments").write_text("".join(f"{argument}\0" for argument in arguments))
+    settings = [f"{name}={value}\0" for name, value in os.environ.items() if _is_setting(name)]
+    (job / "environment").write_text("".join(settings))
     (job / "seconds").write_text(str(seconds))
     with tarfile.open(disk, "w", format=tarfile.PAX_FORMAT) as tar:
         for path in sorted(ROOT.iterdir()):
             if path.name not in EXCLUDED:
                 tar.add(path, path.name, filter=_as_root)
-        tar.add(job / "arguments", JOB_ARGUMENTS, filter=_as_root)
-        tar.add(job / "seconds", JOB_SECONDS, filter=_as_root)
+        for path in job.iterdir():
+            tar.add(path, f"{JOB}/{path.name}", filter=_as_root)
+
+
+def _is_setting(variable: str) -> bool:
+    """Tell whether an environment variable is one of the tests' own."""
+    return variable.startswith("CRISERVER_TEST_")
 
 
 def _as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -151,11 +188,10 @@ def _collect(disks: Disks, results: Path | None) -> int:
         code = int((directory / "exit-code").read_text())
     except (tarfile.TarError, OSError, ValueError) as err:
         _say(f"the VM has left no result ({err}); the end of its console:")
-        lines = disks.console.read_text(errors="replace").splitlines()
-        print("\n".join(lines[-CONSOLE_LINES:]), file=sys.stderr)
+        print("\n".join(_text(disks.console).splitlines()[-CONSOLE_LINES:]), file=sys.stderr)
         code = NO_RESULT
     if results is not None:
-        (results / "console").write_bytes(disks.console.read_bytes())
+        (results / "console").write_text(_text(disks.console))
     return code
 
 

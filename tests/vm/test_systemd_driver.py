@@ -144,6 +144,20 @@ async def test_a_limit_can_be_changed_and_a_reload_keeps_it(rt: harness.Runtime,
     assert show("cri-criserver-c.scope", "MemoryMax") == {"MemoryMax": str(80 << 20)}
 
 
+async def test_a_limit_that_is_refused_never_reaches_systemd(rt: harness.Runtime, pod: str) -> None:
+    path, scope = f"{pod}:cri-criserver:c", "cri-criserver-c.scope"
+    await rt.start(in_scope(rt, pod, ["sleep", "1000"], memory={"limit": 64 << 20}))
+    manager, before = cgroups.manager(), show(scope, "MemoryMax", "AllowedCPUs")
+    for refused, message in (
+        ({"memory": {"limit": 4096, "checkBeforeUpdate": True}}, "in use"),
+        ({"cpu": {"cpus": "7000"}}, "7000"),
+    ):
+        with pytest.raises(cgroups.CgroupError, match=message):
+            manager.apply(path, refused)
+    assert show(scope, "MemoryMax", "AllowedCPUs") == before
+    assert kernel(path, "memory.max") == str(64 << 20)
+
+
 def test_what_is_refused_names_the_unit(pod: str) -> None:
     manager = cgroups.manager()
     with pytest.raises(cgroups.CgroupError, match=r"start crtest-none\.scope"):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from runtimeshim.linux.cgroups import units
 from runtimeshim.linux.cgroups.base import CgroupManager
 from runtimeshim.linux.cgroups.files import CgroupError
 
@@ -138,7 +139,7 @@ class StatsReader:
         """
         if self._version == 1:
             return self._stats_v1(path, monitoring)
-        directory = self._roots[""] + path
+        directory = self._roots[""] + units.directory(path)
         counted = pairs(content_of(f"{directory}/cpu.stat"))
         if not counted and not os.path.exists(directory):
             raise CgroupError(errno.ENOENT, "the cgroup is gone", directory)
@@ -152,7 +153,7 @@ class StatsReader:
     def details(self, path: str) -> CgroupDetails:
         """Return the limits of tasks, device I/O, huge pages and OOM kills."""
         if self._version == 2:
-            directory = self._roots[""] + path
+            directory = self._roots[""] + units.directory(path)
             return CgroupDetails(
                 number(content_of(f"{directory}/pids.max")),
                 _io_v2(content_of(f"{directory}/io.stat")),

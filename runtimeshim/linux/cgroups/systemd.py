@@ -50,10 +50,13 @@ class UnitManager(CgroupManager):
         if not self._exists(unit):
             self._pending[path] = {**self._pending.get(path, {}), **resources}
             return
+        # The kernel first: what it refuses, or would call the OOM killer for, systemd would only
+        # log, and keep. And once more after systemd, which rounds some values.
+        self._plain.apply(unit.path(), resources)
         if properties:
             with _explained(f"change {unit.name}"):
                 systemd.change(unit.name, properties)
-        self._plain.apply(unit.path(), resources)
+            self._plain.apply(unit.path(), resources)
 
     def join(self, path: str, pid: int) -> None:
         """See CgroupManager. The first process of a scope starts it."""

@@ -14,6 +14,8 @@ from runtimeshim.linux.systemd import Property
 
 INFINITY = (1 << 64) - 1
 SECOND = 1_000_000  # in µs
+MAX_NUMBERS = 1 << 13  # of CPUs, in any kernel (arch/x86/Kconfig, NR_CPUS_RANGE_END)
+CPUSET = {"cpus": "AllowedCPUs", "mems": "AllowedMemoryNodes"}
 QUOTA_STEP = 10_000  # µs per second: systemd's resolution of CPUQuotaPerSecUSec
 
 # What runc has a unit take care of too; anything else of `unified` is written to its file alone.
@@ -82,7 +84,7 @@ def quota_per_second(quota: int, period: int) -> int:
 
 def _cpuset(found: Found, resources: Section) -> None:
     values = section(resources, "cpu")
-    for key, name in (("cpus", "AllowedCPUs"), ("mems", "AllowedMemoryNodes")):
+    for key, name in CPUSET.items():
         if text(values, key):
             found[name] = Variant("ay", bitmap(text(values, key)))
 
@@ -93,8 +95,10 @@ def bitmap(numbers: str) -> bytes:
     try:
         for part in numbers.split(","):
             first, _, last = part.strip().partition("-")
-            for number in range(int(first), int(last or first) + 1):
-                mask |= 1 << number
+            low, high = int(first), int(last or first)
+            if not 0 <= low <= high < MAX_NUMBERS:
+                raise ValueError(f"{part} is out of range")
+            mask |= (1 << high + 1) - (1 << low)
     except ValueError as err:
         raise CgroupError(errno.EINVAL, f"linux.resources.cpu: {numbers!r} is no list") from err
     return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
@@ -108,9 +112,11 @@ def _pids(found: Found, resources: Section) -> None:
 
 def _unified(found: Found, resources: Section) -> None:
     values = section(resources, "unified")
-    cpus, quota = text(values, "cpuset.cpus"), text(values, "cpu.max").split()
-    if cpus:
-        found["AllowedCPUs"] = Variant("ay", bitmap(cpus))
+    for key, name in CPUSET.items():
+        if f"cpuset.{key}" in values:  # an empty one takes the limit back
+            numbers = text(values, f"cpuset.{key}").strip()
+            found[name] = Variant("ay", bitmap(numbers) if numbers else b"")
+    quota = text(values, "cpu.max").split()
     if len(quota) == 2:
         period = _from_file("cpu.max", quota[1], int).value
         limit = -1 if quota[0] == "max" else _from_file("cpu.max", quota[0], int).value
