@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -135,10 +136,11 @@ def bench(options: argparse.Namespace, results: Results) -> Iterator[Bench]:
     directory = Path(tempfile.mkdtemp(prefix=leaks.SESSION, dir="/var/lib"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
+        run = stack.enter_context(run_directory())
         shelf = Shelf(directory / "registry")
         stack.callback(shelf.close)
         runtimes: list[Runtime] = []
-        for make in makers(options, shelf):
+        for make in makers(options, shelf, run):
             runtime = make()
             stack.callback(runtime.close)
             stack.push(take_away_in_peace)
@@ -155,11 +157,23 @@ def take_away_in_peace(*_: object) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def makers(options: argparse.Namespace, shelf: Shelf) -> Iterator[Callable[[], Runtime]]:
+@contextlib.contextmanager
+def run_directory() -> Iterator[Path]:
+    """A tmpfs for what the runtimes keep in /run, which is one on every machine with systemd."""
+    directory = Path(tempfile.mkdtemp(prefix=leaks.SESSION, dir="/run"))
+    subprocess.run(["mount", "-t", "tmpfs", leaks.SESSION, directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+        directory.rmdir()
+
+
+def makers(options: argparse.Namespace, shelf: Shelf, run: Path) -> Iterator[Callable[[], Runtime]]:
     """Yield a maker of each runtime."""
     pid = PID_MODES[options.pid]
     for kind in options.network or (BUILTIN, CNI):
-        yield lambda kind=kind: Criserver(kind, shelf.registry, pid)  # type: ignore[misc]
+        yield lambda kind=kind: Criserver(kind, shelf.registry, pid, run)  # type: ignore[misc]
     for number, name in enumerate(DEFAULT_PEERS if options.peer is None else options.peer):
         if missing := [program for program in PEERS[name] if not shutil.which(program)]:
             text = f"{name} is left out: not on PATH: {', '.join(missing)}"
@@ -169,7 +183,7 @@ def makers(options: argparse.Namespace, shelf: Shelf) -> Iterator[Callable[[], R
             continue
         maker, oci_runtime = Containerd if "containerd" in PEERS[name] else CRIO, PEERS[name][-1]
         yield lambda m=maker, o=oci_runtime, n=number: m(  # type: ignore[misc]
-            o, n, shelf.registry, shelf.pause, pid
+            o, n, shelf, pid, run
         )
 
 
