@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 from imageservice.content import ContentStore
@@ -21,6 +22,25 @@ class Collector:
         self._content = content
         self._layers = layers
         self._deletions: set[asyncio.Task[None]] = set()
+        self._directories: list[Path] = []  # to be deleted
+
+    def delete_later(self, directory: Path) -> None:
+        """Delete a directory in the background, after those that were handed over before.
+
+        Its name has to say that it is in nobody's use: the next start deletes what a crash leaves.
+        """
+        self._directories.append(directory)
+        if len(self._directories) == 1:
+            self._begin(self._delete_directories())
+
+    async def _delete_directories(self) -> None:
+        """One at a time: what waits for the disk, or for a thread, is not to wait for these."""
+        while self._directories:
+            try:
+                await asyncio.to_thread(shutil.rmtree, self._directories[0])
+            except OSError as err:
+                log.warning("the next start deletes what is left of a root filesystem: %s", err)
+            del self._directories[0]
 
     async def discard(self, garbage: Garbage) -> None:
         """Delete layers and blobs. To be called without an await after the database's step."""
@@ -28,7 +48,10 @@ class Collector:
 
     def discard_later(self, garbage: Garbage) -> None:
         """As `discard`, in the background: what a crash leaves of it, the next start deletes."""
-        task = asyncio.create_task(self._delete(garbage, self._set_aside(garbage)))
+        self._begin(self._delete(garbage, self._set_aside(garbage)))
+
+    def _begin(self, deletion: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(deletion)
         self._deletions.add(task)
         task.add_done_callback(self._deleted)
 

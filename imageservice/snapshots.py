@@ -157,7 +157,10 @@ class Snapshots:
         return volumes
 
     async def remove(self, container_id: str) -> None:
-        """Remove a writable layer, its volumes, and layers that nobody else needs. Idempotent."""
+        """Remove a writable layer, its volumes, and layers that nobody else needs. Idempotent.
+
+        Its files are deleted in the background: they can be many, and the disk be busy.
+        """
         path = self._path(container_id)
         trash = self.directory / f"{_TRASH}{secrets.token_hex(8)}"
         try:
@@ -165,7 +168,7 @@ class Snapshots:
         except FileNotFoundError:
             pass
         else:
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, trash))
+            self._collector.delete_later(trash)
         self._usage.pop(container_id, None)
         await self._collector.discard(self._store.remove_snapshot(container_id))
 

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from api.cri import api_pb2 as cri
-from tests.bench import report
+from tests.bench import budget, report
 from tests.bench.groups import burst, density, faults, images, lifecycle, oci, streaming
 from tests.bench.operations import BUILTIN, CNI, GROUPS
 from tests.bench.peers import CRIO, Containerd
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and print the tables."""
     options = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if options.budget:
+        return hold_budget(options)
     results = Results()
     began = time.time()
     with bench(options, results) as made:
@@ -100,7 +103,29 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="PID namespace of the pods: as crictl and critest have it (default),\n"
         "or a container's own, as the kubelet has it",
     )  # fmt: skip
+    parser.add_argument(
+        "--budget", choices=("check", "write"),
+        help="instead: count the system calls of our operations by strace, and hold them against\n"
+        "tests/bench/budget.toml, or make them the budget",
+    )  # fmt: skip
     return parser.parse_args(arguments)
+
+
+def hold_budget(options: argparse.Namespace) -> int:
+    """Count; 1 when something exceeds its budget."""
+    options.network, options.peer = [BUILTIN], []
+    with bench(options, Results()) as made:
+        (ours,) = made.runtimes
+        assert isinstance(ours, Criserver)
+        counts = budget.measure(ours, made.shelf, made.directory)
+    if options.budget == "write":
+        budget.write(counts)
+    for line in budget.table(counts):
+        print(line)
+    above, below = budget.exceeded(counts, budget.read()), budget.well_under(counts, budget.read())
+    for line in (*above, *below):
+        print(line)
+    return 1 if above else 0
 
 
 @contextlib.contextmanager
@@ -111,10 +136,11 @@ def bench(options: argparse.Namespace, results: Results) -> Iterator[Bench]:
     directory = Path(tempfile.mkdtemp(prefix=leaks.SESSION, dir="/var/lib"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
+        run = stack.enter_context(run_directory())
         shelf = Shelf(directory / "registry")
         stack.callback(shelf.close)
         runtimes: list[Runtime] = []
-        for make in makers(options, shelf):
+        for make in makers(options, shelf, run):
             runtime = make()
             stack.callback(runtime.close)
             stack.push(take_away_in_peace)
@@ -131,12 +157,24 @@ def take_away_in_peace(*_: object) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def makers(options: argparse.Namespace, shelf: Shelf) -> Iterator[Callable[[], Runtime]]:
+@contextlib.contextmanager
+def run_directory() -> Iterator[Path]:
+    """A tmpfs for what the runtimes keep in /run, which is one on every machine with systemd."""
+    directory = Path(tempfile.mkdtemp(prefix=leaks.SESSION, dir="/run"))
+    subprocess.run(["mount", "-t", "tmpfs", leaks.SESSION, directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+        directory.rmdir()
+
+
+def makers(options: argparse.Namespace, shelf: Shelf, run: Path) -> Iterator[Callable[[], Runtime]]:
     """Yield a maker of each runtime."""
     pid = PID_MODES[options.pid]
     for kind in options.network or (BUILTIN, CNI):
-        yield lambda kind=kind: Criserver(kind, shelf.registry, pid)  # type: ignore[misc]
-    for number, name in enumerate(options.peer or DEFAULT_PEERS):
+        yield lambda kind=kind: Criserver(kind, shelf.registry, pid, run)  # type: ignore[misc]
+    for number, name in enumerate(DEFAULT_PEERS if options.peer is None else options.peer):
         if missing := [program for program in PEERS[name] if not shutil.which(program)]:
             text = f"{name} is left out: not on PATH: {', '.join(missing)}"
             if options.peer:
@@ -145,7 +183,7 @@ def makers(options: argparse.Namespace, shelf: Shelf) -> Iterator[Callable[[], R
             continue
         maker, oci_runtime = Containerd if "containerd" in PEERS[name] else CRIO, PEERS[name][-1]
         yield lambda m=maker, o=oci_runtime, n=number: m(  # type: ignore[misc]
-            o, n, shelf.registry, shelf.pause, pid
+            o, n, shelf, pid, run
         )
 
 

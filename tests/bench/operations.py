@@ -71,7 +71,7 @@ def _catalogue() -> list[Operation]:
         Operation("images", "pull, 20,000 files of 4 KB", "s", both(0.5)),
         Operation("images", "pull, 4 layers of 60 x 1 MB", "s", both(0.5)),
         Operation("images", "pull, one file of 200 MB", "s", both(0.5)),
-        Operation("images", "memory above idle, one file of 200 MB", "MB"),
+        Operation("images", "most memory while pulling one file of 200 MB", "MB"),
     ]
     transports = ("SPDY", "WebSocket")
     for transport in (*transports, *(f"port-forward over {each}" for each in transports)):

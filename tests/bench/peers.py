@@ -17,6 +17,7 @@ from api.cri import api_pb2 as cri
 from tests.bench import processes
 from tests.bench.client import Client
 from tests.bench.runtimes import HOST, WORKLOAD, Runtime, log_tail, subnet, until_serving
+from tests.bench.shapes import Shelf
 from tests.integration import harness, leaks
 from tests.integration.daemon import PLUGINS, wait_for, write_conflist
 from tests.integration.registry import Registry
@@ -94,12 +95,12 @@ class Peer(Runtime):
     """A peer with its daemon, which is a child of ours."""
 
     def __init__(
-        self, name: str, number: int, registry: Registry, pause: str, pid: cri.NamespaceMode
+        self, name: str, number: int, shelf: Shelf, pid: cri.NamespaceMode, run_parent: Path
     ) -> None:
-        """`pause` is the image of the pods' first process."""
+        """`run_parent` is where its run directory is made."""
         self.name = name
         self._label = f"{leaks.SESSION}p{number}"
-        self.run = Path(tempfile.mkdtemp(prefix=f"{self._label}-", dir="/run"))
+        self.run = Path(tempfile.mkdtemp(prefix=f"{self._label}-", dir=run_parent))
         self.home = Path(tempfile.mkdtemp(prefix=f"{self._label}-", dir="/var/lib"))
         self.socket = self.run / "cri.sock"
         self.log = self.home / "log.txt"
@@ -116,11 +117,11 @@ class Peer(Runtime):
         write_conflist(
             self.conf / "10-bridge.conflist", self._label, self.bridge, addresses, leases
         )
-        self.configure(registry, pause)
+        self.configure(shelf.registry, shelf.pause)
 
     @abstractmethod
     def configure(self, registry: Registry, pause: str) -> None:
-        """Write the daemon's configuration files."""
+        """Write the configuration files; `pause` is the image of the pods' first process."""
 
     @abstractmethod
     def command(self) -> list[str]:
@@ -245,13 +246,13 @@ class Containerd(Peer):
     """containerd with an OCI runtime, its CRI plugin and the overlayfs snapshotter."""
 
     def __init__(
-        self, oci: str, number: int, registry: Registry, pause: str, pid: cri.NamespaceMode
+        self, oci: str, number: int, shelf: Shelf, pid: cri.NamespaceMode, run_parent: Path
     ) -> None:
         self._oci = oci
         self._sockets = Path("/run/containerd/s")  # a path that containerd's shims have built in
         self._made = [path for path in (self._sockets, self._sockets.parent) if not path.exists()]
         name = f"containerd {version('containerd', 2)} + {oci} {version(oci, 2)}"
-        super().__init__(name, number, registry, pause, pid)
+        super().__init__(name, number, shelf, pid, run_parent)
 
     def configure(self, registry: Registry, pause: str) -> None:
         (self.certs / HOST / "hosts.toml").write_text(
@@ -280,11 +281,11 @@ class CRIO(Peer):
     """CRI-O with conmon and an OCI runtime."""
 
     def __init__(
-        self, oci: str, number: int, registry: Registry, pause: str, pid: cri.NamespaceMode
+        self, oci: str, number: int, shelf: Shelf, pid: cri.NamespaceMode, run_parent: Path
     ) -> None:
         self._oci = oci
         name = f"CRI-O {version('crio', 2)} + {oci} {version(oci, 2)}"
-        super().__init__(name, number, registry, pause, pid)
+        super().__init__(name, number, shelf, pid, run_parent)
 
     def configure(self, registry: Registry, pause: str) -> None:
         path = shutil.which(self._oci)

@@ -24,7 +24,7 @@ class Plan:
 
     cycles: int = 25
     parallel: int = 4  # turns of 8 cycles at a time
-    bursts: int = 3
+    bursts: int = 2
     burst_pods: int = 60
     small_pulls: int = 20
     large_pulls: int = 3

@@ -94,10 +94,12 @@ class _Daemon(Daemon):
 class Criserver(Runtime):
     """Ours; `kind` is "built-in" or "CNI"."""
 
-    def __init__(self, kind: str, registry: Registry, pid: cri.NamespaceMode) -> None:
+    def __init__(
+        self, kind: str, registry: Registry, pid: cri.NamespaceMode, run_parent: Path = Path("/run")
+    ) -> None:
         self.kind = kind
         self.name = f"criserver, {kind}"
-        self.daemon = _Daemon()
+        self.daemon = _Daemon(run_parent)
         number, process = map(int, re.findall(r"\d+", self.daemon.name)[::-1])
         self.daemon.subnet = self.daemon.cni_subnet = subnet(number, process)
         self.daemon.config.write_text(
@@ -107,11 +109,7 @@ class Criserver(Runtime):
             self.daemon.use_cni()
         self.daemon.use_registry(HOST, registry.address)
         self._cgroup = f"/{self.daemon.name}bench"
-        self.client = self._new_client(pid)
-        self._pid_mode = pid
-
-    def _new_client(self, pid: cri.NamespaceMode) -> Client:
-        return Client(self.daemon.socket, self.daemon.log_directory, self._cgroup, pid)
+        self.client = Client(self.daemon.socket, self.daemon.log_directory, self._cgroup, pid)
 
     def start(self) -> None:
         self.daemon.start()

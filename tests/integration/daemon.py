@@ -37,11 +37,12 @@ _number = itertools.count()
 class Daemon:
     """One criserver with its root, run directory and network. `start` is called by the maker."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_parent: Path = Path("/run")) -> None:
+        """`run_parent` is where its run directory is made."""
         number = next(_number)
         self.name = f"{leaks.SESSION}{number}"
-        # In /run, as short as it gets: a socket's path has at most 107 bytes (man 7 unix).
-        self.run_dir = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir="/run"))
+        # As short as it gets: a socket's path has at most 107 bytes (man 7 unix).
+        self.run_dir = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir=run_parent))
         # Not in /tmp, which may be a tmpfs: images are unpacked where they are in production.
         self.home = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir="/var/lib"))
         self.root = self.home / "root"

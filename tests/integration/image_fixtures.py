@@ -88,6 +88,7 @@ class Images:
         """Directories of the image's layers, the base first."""
         rootfs = await self.service.prepare_rootfs(image, "looking")
         await self.service.remove_rootfs("looking")
+        await self.service.settle()
         return [Path(path) for path in reversed(rootfs.lowerdirs)]
 
     def left(self) -> list[str]:

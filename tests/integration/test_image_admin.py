@@ -286,6 +286,7 @@ async def test_a_view_of_a_directory(
     await service.remove(image.id)
     assert all(Path(lower).is_dir() for lower in lowerdirs)
     await service.service.remove_rootfs("c1")
+    await service.service.settle()
     assert service.left() == []
 
 

@@ -50,6 +50,7 @@ async def test_a_container_writes_above_its_image(
     assert usage.inodes == 3  # etc, its whiteout, the file
     await service.service.remove_rootfs("c1")
     await service.service.remove_rootfs("c1")
+    await service.service.settle()
     assert not any((service.root / "containers").iterdir())
     for lower in rootfs.lowerdirs:
         assert not Path(lower, "written").exists()
@@ -89,8 +90,27 @@ async def test_recovery_removes_what_belongs_to_nobody(service: Images, registry
     await service.close()
     service.open()
     await service.service.recover(["kept"])
+    await service.service.settle()
     assert [path.name for path in (service.root / "containers").iterdir()] == ["kept"]
     await service.service.remove_rootfs("kept")
+    await service.service.settle()
+    assert service.left() == []
+
+
+async def test_a_removed_writable_layer_is_out_of_the_way_at_once_and_deleted_later(
+    service: Images, registry: Registry
+) -> None:
+    image = await service.pull_of(registry, "later", images.busybox())
+    containers = service.root / "containers"
+    for name in ("c1", "c2"):
+        rootfs = await service.service.prepare_rootfs(image, name)
+        Path(rootfs.upperdir, "written").write_text("much")
+        await service.service.remove_rootfs(name)
+        assert not (containers / name).exists()
+    assert all(path.name.startswith(".removed-") for path in containers.iterdir())
+    await service.service.settle()
+    assert list(containers.iterdir()) == []
+    await service.remove(image.id)
     assert service.left() == []
 
 

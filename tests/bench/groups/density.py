@@ -130,6 +130,10 @@ def _questions(runtime: Runtime, asked: int) -> list[tuple[str, Callable[[], obj
     for name in LISTS:
         call, request = getattr(client.runtime, name), getattr(cri, f"{name}Request")()
         every.append((name, functools.partial(call, request, timeout=RPC_SECONDS), fewer))
+    streamed = cri.StreamContainersRequest()
+    every.append(
+        ("StreamContainers", lambda: list(client.runtime.StreamContainers(streamed)), fewer)
+    )
     return every
 
 

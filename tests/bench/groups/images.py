@@ -15,7 +15,7 @@ from tests.bench.shapes import LARGE
 MB = 1_000_000
 SAMPLE_SECONDS = 0.05  # between two looks at the processes' memory
 LARGEST = "one file of 200 MB"
-WEIGHED = f"memory above idle, {LARGEST}"
+WEIGHED = f"most memory while pulling {LARGEST}"
 
 
 def measure(bench: Bench) -> None:
@@ -57,16 +57,15 @@ def weigh(runtime: Runtime, name: str, results: Results) -> None:
     with Watch(runtime) as watch:
         runtime.client.pull(name)
     runtime.client.remove_image(name)
-    results.add(operation("images", WEIGHED, "MB"), column(runtime), watch.growth() / MB)
+    results.add(operation("images", WEIGHED, "MB"), column(runtime), watch.most / MB)
 
 
 class Watch:
-    """The most memory that a runtime has taken beyond what it took before, while watched."""
+    """The most memory that a daemon and what it starts have taken while watched."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._roots = runtime.daemon_pids()
-        self._idle = self._now()
-        self._most = self._idle
+        self.most = self._now()  # bytes of PSS
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -80,11 +79,7 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
-            self._most = max(self._most, self._now())
+            self.most = max(self.most, self._now())
 
     def _now(self) -> int:
         return processes.pss(self._roots | processes.below(*self._roots))
-
-    def growth(self) -> int:
-        """Bytes."""
-        return self._most - self._idle
