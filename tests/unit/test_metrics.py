@@ -129,7 +129,7 @@ class Runner:
     def __init__(self, exit_code: int) -> None:
         self.exit_code = exit_code
 
-    async def run_program(self, argv, *, env, stdin=b"", timeout):
+    async def run_program(self, argv, *, env, stdin=b"", timeout, watch=None):
         return ProgramResult(self.exit_code, b"", b"no")
 
 
