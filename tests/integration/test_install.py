@@ -1,6 +1,6 @@
 """The installer and the Debian package, on this machine's files in private, without a systemd.
 
-What takes a service manager, and ten pods, is in tests/vm/test_install.py.
+What takes a service manager is in tests/vm/test_install.py.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ PROGRAM = "/usr/local/bin/criserver"
 CONFIG = "/etc/criserver/config.toml"
 NODE = "/etc/criserver/config.d/10-node.toml"
 IMAGE = "docker.io/library/busybox:latest"
+COUNT = 10  # pods under an upgrade
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,7 +152,7 @@ def test_programs_that_are_not_ours_are_not_replaced(root: PrivateRoot) -> None:
     done = root.run("/tmp/made/bundle-1/install")
     assert done.returncode == 1
     assert f"{PROGRAM} is not ours" in done.stderr
-    assert root.path(PROGRAM).read_text() == "#!/bin/sh\n"
+    assert root.written() == [PROGRAM]
 
 
 class Served:
@@ -215,13 +216,13 @@ def served(installed: PrivateRoot) -> Iterator[Served]:
         daemon.stop()
 
 
-def test_a_container_outlives_the_version_that_started_it(served: Served) -> None:
+def test_ten_pods_outlive_the_version_that_started_them(served: Served) -> None:
     root = served.root
     pods = Pods(served)  # type: ignore[arg-type]
     image = cri.ImageSpec(image=IMAGE)
-    script = "trap 'exit 9' TERM; while :; do sleep 0.1; done"
-    container = pods.run(pods.run_pod(), "sh", "-c", script, image=image)
-    started = pods.status(container).started_at
+    script = "trap 'exit 9' TERM; i=0; while :; do echo $((i+=1)); sleep 0.2; done"
+    made = [pods.run(pods.run_pod(), "sh", "-c", script, image=image) for _ in range(COUNT)]
+    before = [pods.status(container) for container in made]
     first = current(root)
 
     root.do("/tmp/made/bundle-2/install")
@@ -230,18 +231,21 @@ def test_a_container_outlives_the_version_that_started_it(served: Served) -> Non
     served.start()
     version = served.runtime.Version(cri.VersionRequest(), timeout=RPC_SECONDS)
     assert version.runtime_version == "0.1.1"
-    # Nothing of the version that its shim is of is needed on disk any more.
+    # Nothing of the version that their shims are of is needed on disk any more.
     root.do("rm", "-r", f"{OPT}/{first}", f"{OPT}/previous")
-    assert pods.status(container).started_at == started
-    assert pods.exec(container, "echo", "still").stdout == b"still\n"
-    served.runtime.ReopenContainerLog(
-        cri.ReopenContainerLogRequest(container_id=container), timeout=RPC_SECONDS
-    )
+    assert [pods.status(container) for container in made] == before
+    for container in made:
+        assert pods.exec(container, "echo", "still").stdout == b"still\n"
+        log = root.path(pods.status(container).log_path)
+        numbers = [int(line.split(" ", 3)[3]) for line in log.read_text().splitlines()]
+        assert numbers == list(range(1, len(numbers) + 1))
+        request = cri.ReopenContainerLogRequest(container_id=container)
+        served.runtime.ReopenContainerLog(request, timeout=RPC_SECONDS)
     done = root.run(INSTALLED, "--uninstall", "--purge")
     assert done.returncode == 1
-    assert "1 pods are on this node" in done.stderr
-    pods.stop(container, 60)
-    assert pods.status(container).exit_code == 9
+    assert f"{COUNT} pods are on this node" in done.stderr
+    pods.stop(made[0], 60)
+    assert pods.status(made[0]).exit_code == 9
 
     root.do(INSTALLED, "--uninstall", "--purge", "--remove-pods")
     wait_for(lambda: served._process is None or served._process.poll() is not None, "its end")

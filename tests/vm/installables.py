@@ -7,6 +7,7 @@ sources. Only the standard library is used, as in image.py.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -32,6 +33,13 @@ def wanted(arguments: Sequence[str]) -> bool:
 
 def provide() -> None:
     """Make them, unless they are there for the sources as they are."""
+    MADE.parent.mkdir(exist_ok=True)
+    with (MADE.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _provide()
+
+
+def _provide() -> None:
     stamp, key = MADE / "key", _key()
     if stamp.exists() and stamp.read_text() == key:
         return

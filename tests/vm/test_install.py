@@ -14,7 +14,11 @@ from tests.integration.pods import Pods
 from tests.vm import service
 from tests.vm.installables import MADE
 from tests.vm.service import Service, systemctl
-from tests.vm.test_service import COUNT, MEMORY, PRINT, await_more_lines, lines, state_of
+from tests.vm.test_service import COUNT, MEMORY, await_more_lines, lines, state_of
+
+# An emulated machine is slow, and slower yet with this in each of the pods too often.
+PRINT = "i=0; while true; do i=$((i+1)); echo $i; sleep 2; done"
+PATIENCE = Path("/etc/systemd/system/criserver.service.d/emulated.conf")
 
 OLD, NEW = "criserver 0.1.0", "criserver 0.1.1"
 INSTALLED = Path("/opt/criserver/current/share/criserver/install")
@@ -123,10 +127,22 @@ def before() -> set[str]:
 @pytest.fixture(scope="module")
 def node(way: Way, before: set[str]) -> Iterator[Node]:
     made = Node(way)
+    PATIENCE.parent.mkdir(exist_ok=True)
+    PATIENCE.write_text("[Service]\nTimeoutStartSec=1200\nWatchdogSec=600\n")
     do(way.install)
     made.import_busybox()
     yield made
     made.close()
+
+
+@pytest.fixture(autouse=True)
+def journal() -> Iterator[None]:
+    """What the service and the spawner had to say; shown when the test fails."""
+    yield
+    run(["journalctl", "--unit", "criserver", "--lines", "60", "--no-pager"])
+    spawner = Path("/run/criserver/spawner.log")
+    print(spawner.read_text() if spawner.exists() else "no spawner.log")
+    run(["ps", "-eo", "pid,ppid,stat,wchan:20,time,comm"])
 
 
 def version(way: Way) -> str:
@@ -194,5 +210,8 @@ def test_ten_pods_notice_neither_upgrade_nor_the_way_back(node: Node, way: Way) 
 
 
 def test_nothing_is_left_of_it(node: Node, way: Way, before: set[str]) -> None:
+    run([way.program, "rm", "--all", "--force"])  # of a test that has failed
     node.change(way.uninstall)
+    PATIENCE.unlink()
+    PATIENCE.parent.rmdir()
     assert sorted(snapshot() - before) == []
