@@ -1,8 +1,8 @@
 """`criserver teardown`: end what a daemon leaves running on purpose, and take away what it keeps.
 
-That is the daemon itself, its spawner, the bridge and nftables table of the built-in network, and
-the run directory; with --purge also the root: images and database. Who has to end is found by lock
-and pid file, and waited for. Pods have to be gone: only the daemon can remove them.
+That is the daemon itself, its spawner, the built-in network's bridge and nftables table, and the
+run directory; with --purge also the root: images and database. Who has to end is found by lock and
+pid file, and waited for. Pods have to be gone: only the daemon can remove them.
 """
 
 from __future__ import annotations

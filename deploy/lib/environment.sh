@@ -29,15 +29,18 @@ check_bundle() {
     fail "the bundle $directory is damaged: copy it again"
 }
 
-# Prints VERSION-DIGEST of the bundle $1: the digest is that of the content of all wheels, so the
-# same code has the same name wherever and whenever its wheels were made.
+# Prints VERSION-DIGEST of the bundle $1. The digest is that of the content of all wheels, and of what
+# comes with them: the same code has the same name, wherever and whenever its wheels were made.
 bundle_version() {
-  "$PYTHON" - "$1"/wheels/*.whl <<'END'
+  "$PYTHON" - "$1"/wheels/*.whl "$1"/share/* <<'END'
 import hashlib, sys, zipfile
 from pathlib import Path
 
 digest, version = hashlib.sha256(), ""
 for name in sorted(sys.argv[1:]):
+    if not name.endswith(".whl"):
+        digest.update(Path(name).read_bytes())
+        continue
     with zipfile.ZipFile(name) as wheel:
         (record,) = [each for each in wheel.namelist() if each.endswith(".dist-info/RECORD")]
         digest.update(b"\n".join(sorted(wheel.read(record).splitlines())))
