@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from api.cri import api_pb2 as cri
-from criserver.container_status import RepoDigest
-from criserver.container_status import status_of as container_status_of
+from criserver.container_status import RepoDigest, newest_first
 from criserver.events import Change
 from criserver.runtime import Runtime
 from criserver.sandbox_status import status_of as sandbox_status_of
@@ -31,5 +30,5 @@ def message(change: Change, repo_digest: RepoDigest) -> cri.ContainerEventRespon
         container_event_type=change.type,
         created_at=change.created_at,
         pod_sandbox_status=sandbox_status_of(change.sandbox),
-        containers_statuses=[container_status_of(each, repo_digest) for each in change.containers],
+        containers_statuses=newest_first(change.containers, repo_digest),
     )

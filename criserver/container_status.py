@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -57,6 +57,18 @@ def status_of(container: Container, repo_digest: RepoDigest) -> cri.ContainerSta
         user=_user(container),
         stop_signal=_stop_signal(container),
     )
+
+
+def newest_first(
+    containers: Iterable[Container], repo_digest: RepoDigest
+) -> list[cri.ContainerStatus]:
+    """Return the statuses of a sandbox's containers, the newest first.
+
+    With EventedPLEG a kubelet takes the first of a name for the one that counts, and gives the next
+    the attempt after it (kubelet: GetPodStatus, FindContainerStatusByName).
+    """
+    ordered = sorted(containers, key=lambda each: each.created_at, reverse=True)
+    return [status_of(each, repo_digest) for each in ordered]
 
 
 def _image(spec: cri.ImageSpec) -> cri.ImageSpec:

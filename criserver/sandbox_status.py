@@ -20,12 +20,11 @@ async def pod_sandbox_status(
     sandbox = runtime.sandboxes.mirror.get(request.pod_sandbox_id)
     info = await _info(runtime, sandbox) if request.verbose else {}
     containers = (each for each in runtime.containers.of_sandbox(sandbox.id) if each.made)
-    repo_digest = runtime.images.repo_digest
     return cri.PodSandboxStatusResponse(
         status=status_of(sandbox),
         info=info,
         # So that a kubelet that listens to events need not ask for each container.
-        containers_statuses=[container_status.status_of(each, repo_digest) for each in containers],
+        containers_statuses=container_status.newest_first(containers, runtime.images.repo_digest),
         timestamp=time.time_ns(),
     )
 

@@ -601,6 +601,18 @@ def test_a_status_that_has_its_containers_says_when_that_was(pods: Pods, pod: st
     assert before <= answer.timestamp <= time.time_ns()
 
 
+def test_the_newest_attempt_of_a_container_comes_first(pods: Pods, pod: str) -> None:
+    """The kubelet takes the first of a name, and asks for the attempt after it."""
+    made = [
+        pods.create(pod, *SLEEP, metadata=cri.ContainerMetadata(name="web", attempt=attempt))
+        for attempt in range(3)
+    ]
+    pods.daemon.restart()
+    request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod)
+    answer = pods.daemon.runtime.PodSandboxStatus(request, timeout=RPC_SECONDS)
+    assert [each.id for each in answer.containers_statuses] == made[::-1]
+
+
 # ---- handlers, messages ----
 
 

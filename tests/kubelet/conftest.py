@@ -26,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="criserver",
         help="what is below the kubelet: this project's daemon, or Debian's containerd to compare",
     )
+    parser.addoption(
+        "--gate",
+        action="append",
+        default=[],
+        help="a feature gate that the kubelet has on in every test, EventedPLEG for example",
+    )
     parser.addoption("--logs", type=Path, help="a directory that kubelet's and runtime's log go to")
 
 
@@ -58,14 +64,17 @@ def _make_runtime(name: str, registry: Registry) -> Runtime:
     if name == "containerd":
         return Containerd(registry)
     made = Daemon()
-    made.use_registry("registry.test", registry.address)
+    (made.certs_dir / "registry.test").mkdir()
+    (made.certs_dir / "registry.test/hosts.toml").write_text(
+        f'server = "http://{registry.address}"\n'
+    )
     return made
 
 
 @pytest.fixture(scope="session")
 def kubelet(pytestconfig: pytest.Config, program: Path, runtime: Runtime) -> Iterator[Kubelet]:
     """The kubelet of the session, which each test leaves running with the usual settings."""
-    running = Kubelet(program, runtime)
+    running = Kubelet(program, runtime, pytestconfig.getoption("--gate"))
     with contextlib.ExitStack() as stack:
         stack.callback(_keep_logs, pytestconfig.getoption("--logs"), running.log, runtime.log)
         stack.callback(running.close)

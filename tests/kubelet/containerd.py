@@ -42,7 +42,7 @@ class Containerd:
         for name in ("pods", "certs.d/registry.test", "cni"):
             (self.home / name).mkdir(parents=True)
         (self.home / "certs.d/registry.test/hosts.toml").write_text(
-            f'[host."http://{registry.address}"]\ncapabilities = ["pull", "resolve"]\n'
+            f'server = "http://{registry.address}"\n'
         )
         wait = ["/bin/sh", "-c", "trap 'exit 0' TERM; while true; do sleep 3600 & wait; done"]
         images.push(registry.address, "cri/pause", images.busybox(entrypoint=wait, cmd=None))

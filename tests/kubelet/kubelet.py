@@ -17,7 +17,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -31,7 +31,7 @@ from tests.integration.daemon import wait_for
 NODE = "node"
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
-POD_SECONDS = 60.0  # from a changed file to the pod's new state
+POD_SECONDS = 90.0  # from a changed file to the pod's new state
 API_SECONDS = 60.0
 # What the kubelet sets on every start, as `sysctl` names it (kubelet: setupKernelTunables).
 SYSCTLS = (
@@ -68,8 +68,9 @@ class Runtime(Protocol):
 class Kubelet:
     """A kubelet of its own for the tests. `start` is called by the maker."""
 
-    def __init__(self, program: Path, runtime: Runtime) -> None:
+    def __init__(self, program: Path, runtime: Runtime, gates: Collection[str] = ()) -> None:
         self.program = program
+        self.gates = ("KubeletCrashLoopBackOffMax", *gates)  # on at every start
         self.runtime = runtime
         self.home = runtime.home / "kubelet"
         self.manifests = self.home / "manifests"
@@ -120,7 +121,7 @@ class Kubelet:
             "registerNode": False,
             "resolvConf": "/etc/resolv.conf",
             "crashLoopBackOff": {"maxContainerRestartPeriod": "4s"},
-            "featureGates": {"KubeletCrashLoopBackOffMax": True},
+            "featureGates": dict.fromkeys(self.gates, True),
             "logging": {"verbosity": 2},
         }  # fmt: skip
 

@@ -51,10 +51,9 @@ def test_hooks_after_the_start_and_before_the_stop(kubelet: Kubelet, tmp_path: P
 def test_a_hook_that_fails_after_the_start_ends_the_container(kubelet: Kubelet) -> None:
     lifecycle = {"postStart": hook("echo cannot; exit 3")}
     name = kubelet.put(pod(shell(FOREVER, lifecycle=lifecycle)))
-    status = kubelet.until(
-        name, lambda one: "terminated" in containers(one)["main"]["lastState"], "a restart"
+    kubelet.until(
+        name, lambda one: containers(one).get("main", {}).get("restartCount", 0) > 0, "a restart"
     )
-    assert containers(status)["main"]["restartCount"] >= 0
 
 
 def test_a_crash_loop_backs_off(kubelet: Kubelet) -> None:

@@ -39,7 +39,7 @@ def test_a_log_whole_and_in_parts(kubelet: Kubelet) -> None:
 def test_a_log_is_followed_to_its_end(kubelet: Kubelet) -> None:
     script = "for i in $(seq 30); do echo $i; sleep 0.1; done"
     name = kubelet.put(pod(shell(script), restartPolicy="Never"))
-    kubelet.until(name, lambda one: "waiting" not in containers(one)["main"]["state"], "its start")
+    kubelet.until(name, lambda one: is_running(one) or has_ended(one), "its start")
     assert log(kubelet, name, "follow=true") == "".join(f"{n}\n" for n in range(1, 31))
 
 

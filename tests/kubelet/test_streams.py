@@ -122,6 +122,22 @@ def test_attach_joins_the_containers_own_streams(kubelet: Kubelet, transport: st
         kubelet.remove(name)
 
 
+def test_attach_to_a_terminal(kubelet: Kubelet) -> None:
+    name = kubelet.put(pod(shell("exec sh", stdin=True, tty=True), restartPolicy="Never"))
+    try:
+        kubelet.until(name, is_running, "its start")
+        target = url(kubelet, "attach", name, input=1, output=1, tty=1)
+        client = websocket_command(target, "stdin", "stdout", "resize")
+        client.resize(77, 22)
+        client.write(b"until [ \"$(stty size)\" = '22 77' ]; do sleep 0.1; done; echo si''ze\n")
+        client.until_output(b"size\r\n")
+        client.write(b"exit 5\n")
+        ended = containers(kubelet.until(name, has_ended, "its end"))["main"]
+        assert ended["state"]["terminated"]["exitCode"] == 5
+    finally:
+        kubelet.remove(name)
+
+
 def test_port_forward_reaches_the_pods_localhost(kubelet: Kubelet, name: str) -> None:
     client = Spdy(f"{kubelet.url}/portForward/tests/{name}", "portforward.k8s.io")
     for number in range(3):

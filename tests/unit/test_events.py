@@ -97,6 +97,14 @@ def test_an_event_has_the_statuses_right_after_the_change(stores: Stores) -> Non
     assert stores.last().containers_statuses[0].exit_code == 7
 
 
+def test_the_newest_attempt_of_a_container_comes_first(stores: Stores) -> None:
+    stores.pod()
+    for attempt in range(3):
+        stores.containers.reserve(f"c{attempt}", f"c{attempt}", "s", CONFIG)
+        stores.containers.created(f"c{attempt}", image_id="i", user=USER, created_at=attempt + 2)
+    assert [each.id for each in stores.last().containers_statuses] == ["c2", "c1", "c0"]
+
+
 def test_the_end_of_a_sandbox_still_names_it(stores: Stores) -> None:
     """The kubelet clears its cache by it, and ignores an event without a status."""
     stores.pod()
