@@ -11,23 +11,34 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import signal
 import statistics
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from api.cri import api_pb2 as cri
-from tests.bench.rpcs import QuietDaemon, cpu_ms
+from tests.bench import processes
+from tests.integration import test_metrics
 from tests.integration.collector import Collector
 from tests.integration.daemon import RPC_SECONDS, Daemon
 from tests.integration.pods import Pods
 from tests.integration.registry import Registry
 
 SETTLE_SECONDS = 3.0
+SCRAPES = 20
+
+
+class QuietDaemon(Daemon):
+    """A daemon that logs as it does in production."""
+
+    def command(self) -> list[str]:
+        return ["info" if word == "debug" else word for word in super().command()]
 
 
 @dataclass
@@ -58,19 +69,11 @@ class Variant:
         return (("traceparent", f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{flags}"),)
 
 
-def pss(pid: int) -> float:
-    """Proportional set size in MB (man 5 proc)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError("no Pss in smaps_rollup")
-
-
 def measured(variant: Variant, work: Callable[[], None], calls: int) -> float:
     """The daemon's processor time for one of `calls` calls that `work` makes, in ms."""
-    before = cpu_ms(variant.daemon.pid)
+    before = processes.cpu_seconds([variant.daemon.pid])
     work()
-    return (cpu_ms(variant.daemon.pid) - before) / calls
+    return (processes.cpu_seconds([variant.daemon.pid]) - before) * 1000 / calls
 
 
 def ask_versions(variant: Variant, calls: int) -> None:
@@ -107,7 +110,7 @@ def measure_start(variant: Variant) -> None:
     variant.start.append((time.monotonic() - began) * 1000)
     ask_versions(variant, 20)
     time.sleep(SETTLE_SECONDS)
-    variant.memory.append(pss(variant.daemon.pid))
+    variant.memory.append(processes.pss([variant.daemon.pid]) / (1 << 20))
     variant.threads = len(list(Path(f"/proc/{variant.daemon.pid}/task").iterdir()))
     variant.daemon.stop()
 
@@ -127,7 +130,27 @@ def measure_work(variants: list[Variant], options: argparse.Namespace) -> None:
             variant.pod.append(made)
 
 
-def measure(variants: list[Variant], registry: Registry, options: argparse.Namespace) -> None:
+def measure_scrapes(variant: Variant, options: argparse.Namespace) -> str:
+    """What Prometheus costs, with so many containers that run."""
+    pods = Pods(variant.daemon)
+    for _ in range(options.pods):
+        pods.run(pods.run_pod(), "sleep", "1000000")
+    sizes: list[int] = []
+
+    def scrape() -> None:
+        for _ in range(SCRAPES):
+            url = f"http://{test_metrics.address_of(variant.daemon)}/metrics"
+            with urllib.request.urlopen(url) as answer:
+                sizes.append(len(answer.read()))
+
+    cpu = measured(variant, scrape, SCRAPES)
+    return (
+        f"A scrape with {options.pods} containers: {cpu:.1f} ms of CPU, {sizes[-1] / 1024:.0f} KiB."
+    )
+
+
+def measure(variants: list[Variant], registry: Registry, options: argparse.Namespace) -> str:
+    """Measure all; returns what there is to say of scrapes."""
     for variant in variants:
         with variant.daemon.config.open("a") as config:
             config.write(variant.config)
@@ -139,6 +162,7 @@ def measure(variants: list[Variant], registry: Registry, options: argparse.Names
         for variant in variants:
             measure_start(variant)
     measure_work(variants, options)
+    return measure_scrapes(variants[1], options)
 
 
 def main() -> None:
@@ -148,6 +172,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--pods", type=int, default=20)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # all is taken away
     collector = Collector()
     tracing = f'[tracing]\nendpoint = "{collector.endpoint}"\n'
     metrics = '[metrics]\nlisten = "127.0.0.1:0"\n'
@@ -165,12 +190,13 @@ def main() -> None:
         for variant in variants:
             stack.callback(variant.daemon.close)
         stack.enter_context(redirect_stdout(sys.stderr))
-        measure(variants, registry, options)
+        scrapes = measure(variants, registry, options)
     collector.stop()
     print("| | start, ms | PSS idle, MB | threads | CPU per Version, us | CPU per pod, ms |")
     print("|---|---|---|---|---|---|")
     for variant in variants:
         print(variant.line())
+    print(scrapes)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -66,7 +67,8 @@ class Scrape:
 
     def __init__(self, daemon: Daemon) -> None:
         with urllib.request.urlopen(f"http://{address_of(daemon)}/metrics") as answer:
-            families = text_string_to_metric_families(answer.read().decode())
+            self.text = answer.read()
+        families = text_string_to_metric_families(self.text.decode())
         self._samples = [sample for family in families for sample in family.samples]
 
     def value(self, name: str, **labels: str) -> float | None:
@@ -177,6 +179,13 @@ def test_shims_and_spawners_that_die_are_counted(pods: Pods, daemon: Daemon) -> 
     wait_for(lambda: Scrape(daemon).value("criserver_spawner_starts_total") == 2, "the new spawner")
     wait_for(lambda: Scrape(daemon).value("criserver_spawner_up") == 1, "the new spawner's answer")
     assert Scrape(daemon).value("criserver_shims") == 1
+
+
+def test_the_names_and_texts_are_as_prometheus_wants_them(daemon: Daemon) -> None:
+    lint = subprocess.run(
+        ["promtool", "check", "metrics"], input=Scrape(daemon).text, capture_output=True, timeout=60
+    )
+    assert (lint.returncode, lint.stderr) == (0, b"")
 
 
 def test_the_dashboard_answers_in_prometheus(
