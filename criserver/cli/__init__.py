@@ -57,6 +57,7 @@ VERBS = {
     "rmi": Verb("remove images", IMAGES),
     "serve": Verb("run the daemon", DAEMON),
     "config": Verb("print or check the daemon's configuration", DAEMON),
+    "check": Verb("find out whether this node is fit to run pods", DAEMON),
     "network": Verb("reset the built-in network", DAEMON),
     "teardown": Verb("end daemon, spawner and network of a node without pods", DAEMON),
     "explain": Verb("tell what was done to an object, and what it waits for", DAEMON),
@@ -70,6 +71,7 @@ VERBS = {
 PROGRAMS = {
     "serve": "criserver.daemon",
     "config": "criserver.config_command",
+    "check": "criserver.check",
     "network": "criserver.network_reset",
     "teardown": "criserver.teardown",
 }

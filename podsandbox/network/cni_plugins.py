@@ -141,12 +141,8 @@ class Plugins:
             raise failure
 
     def program(self, plugin: Plugin) -> str:
-        """Return the path of a plugin, from the first directory that has it."""
-        for directory in self._bin_dirs:
-            path = f"{directory}/{plugin['type']}"
-            if os.path.isfile(path) and os.access(path, os.X_OK):
-                return path
-        raise CNIPluginError(f"plugin {plugin['type']} is not in {', '.join(self._bin_dirs)}")
+        """Return the path of a plugin. Raises CNIPluginError."""
+        return find_program(plugin["type"], self._bin_dirs)
 
     async def _run(
         self, plugin: Plugin, env: Mapping[str, str], stdin: bytes, timeout: float | None = None
@@ -186,6 +182,15 @@ class Plugins:
             succeeded = True
         finally:
             self._observer.ran(plugin, command, time.monotonic() - began, succeeded)
+
+
+def find_program(name: str, directories: Sequence[str]) -> str:
+    """Return the path of a plugin, from the first directory that has it; or CNIPluginError."""
+    for directory in directories:
+        path = f"{directory}/{name}"
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    raise CNIPluginError(f"plugin {name} is not in {', '.join(directories)}")
 
 
 def _doing(name: str, pid: int, stderr: bytearray) -> str:
