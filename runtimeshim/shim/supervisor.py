@@ -35,6 +35,11 @@ DRAIN_SECONDS = 2.0
 REAP_SECONDS = 5.0
 REAP_INTERVAL_SECONDS = 0.01
 
+# How long after its notification the OOM killer's work is looked for, and how often: a machine
+# that is out of memory may be slow.
+OOM_SECONDS = 5.0
+OOM_INTERVAL_SECONDS = 0.05
+
 Answer = wire.Message | None
 Operation = Callable[[socket.socket, wire.Message, list[int]], Answer]
 
@@ -77,6 +82,7 @@ class Supervisor:
         self._adopted = rests is not None
         self._over = False
         self._oom_kills = 0
+        self._oom_until = 0.0  # until when a kill may follow its notification
         self._oom = task.manager.watch_oom(task.cgroup_path)
         self._wakeup, self._wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
@@ -118,7 +124,11 @@ class Supervisor:
         self._poller.register(self._wakeup, READ, lambda _: self._on_sigchld())
 
     def _turn(self) -> None:
-        self._poller.turn(self._keeper.timeout())
+        if self._oom_until > 0.0:
+            self._poller.turn(OOM_INTERVAL_SECONDS)
+            self._look_for_oom_kills()
+        else:
+            self._poller.turn(self._keeper.timeout())
         self._keeper.retry(self._task, self._stdio.rests, self._kept_state)
 
     def rehearse(self, client: socket.socket) -> None:
@@ -347,9 +357,19 @@ class Supervisor:
         except OSError:  # ENODEV: the cgroup has gone
             self._poller.unregister(self._oom.fd)
             return
+        self._oom_until = time.monotonic() + OOM_SECONDS
+        self._look_for_oom_kills()
+
+    def _look_for_oom_kills(self) -> None:
+        """Tell of new ones; cgroup v1 notifies before it kills, and counts after."""
+        if self._over:
+            return
+        if time.monotonic() > self._oom_until:
+            self._oom_until = 0.0
         kills = self._task.manager.oom_kills(self._task.cgroup_path)
         if kills > self._oom_kills:
             self._oom_kills = kills
+            self._oom_until = 0.0
             for client in list(self._clients):
                 self._send(client, {"event": "oom", "kills": kills})
 

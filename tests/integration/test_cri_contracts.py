@@ -231,6 +231,24 @@ def test_recursive_read_only_that_cannot_be_has_the_prefix_that_the_kubelet_know
     assert said.startswith("RROUnsupported")
 
 
+def test_what_outlasts_its_deadline_says_where_it_is_and_a_retry_joins_it(daemon: Daemon) -> None:
+    pods = Pods(daemon)
+    config = pods.config()
+    os.kill(daemon.spawner_pid(), signal.SIGSTOP)
+    try:
+        wait_for(lambda: _names_its_stage(daemon, config), "an answer before the deadline")
+    finally:
+        os.kill(daemon.spawner_pid(), signal.SIGCONT)
+    pod = pods.run_pod(config)
+    assert [each.id for each in pods.pods()] == [pod]
+
+
+def _names_its_stage(daemon: Daemon, config: cri.PodSandboxConfig) -> bool:
+    request = cri.RunPodSandboxRequest(config=config)
+    said = refused("DEADLINE_EXCEEDED", daemon.runtime.RunPodSandbox, request, timeout=1.0)
+    return "RunPodSandbox" in said and "in stage 'namespaces'" in said
+
+
 def test_another_attempt_is_another_object(pods: Pods) -> None:
     config = pods.config()
     first = pods.run_pod(config)
