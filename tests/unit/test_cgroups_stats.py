@@ -159,6 +159,14 @@ def test_tasks_on_v2(v2: StatsReader) -> None:
     assert v2.details("/a").max_tasks == 100
 
 
+def test_a_scope_of_systemd_is_found(v2: StatsReader, tmp_path: Path) -> None:
+    (tmp_path / "pods.slice").mkdir()
+    (tmp_path / "a").rename(tmp_path / "pods.slice/cri-x.scope")
+    found = v2.stats("pods.slice:cri:x")
+    assert found.cpu is not None and found.memory is not None and found.tasks is not None
+    assert v2.details("pods.slice:cri:x").io != ()
+
+
 def test_device_io(v1: StatsReader) -> None:
     amounts = {"Read": 4096, "Write": 8192, "Total": 12288}
     assert v1.details("/a").io == (DeviceIO(8, 0, amounts, {"Read": 1, "Write": 2}),)

@@ -39,7 +39,7 @@ MASKED_UNITS = (
     "docker-registry.service", "dpkg-db-backup.timer", "e2scrub_all.timer",
     "e2scrub_reap.service", "fstrim.timer", "podman-auto-update.service",
     "podman-auto-update.timer", "podman-restart.service", "podman.service", "podman.socket",
-    "systemd-binfmt.service", "systemd-tmpfiles-clean.timer",
+    "prometheus.service", "systemd-binfmt.service", "systemd-tmpfiles-clean.timer",
 )  # fmt: skip
 # What the initramfs needs to find the root: all of these are modules in Debian's cloud kernel.
 INITRAMFS_MODULES = ("virtio_pci", "virtio_blk", "ext4")
