@@ -184,12 +184,14 @@ def main() -> None:
         Variant("metrics and traces, sampled", metrics + tracing, sampled=True),
     ]
     with ExitStack() as stack:
+        stack.enter_context(
+            redirect_stdout(sys.stderr)
+        )  # the daemons' logs, until the last has gone
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         registry = Registry(Path(directory))
         stack.callback(registry.stop)
         for variant in variants:
             stack.callback(variant.daemon.close)
-        stack.enter_context(redirect_stdout(sys.stderr))
         scrapes = measure(variants, registry, options)
     collector.stop()
     print("| | start, ms | PSS idle, MB | threads | CPU per Version, us | CPU per pod, ms |")
