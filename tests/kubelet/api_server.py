@@ -16,7 +16,15 @@ from urllib.parse import parse_qs, urlsplit
 
 Object = dict[str, Any]
 
-KINDS = {"pods": "Pod", "nodes": "Node", "services": "Service", "configmaps": "ConfigMap"}
+# The API version and the kind of a resource's list, of those that a kubelet watches.
+LISTS = {
+    "pods": ("v1", "PodList"),
+    "nodes": ("v1", "NodeList"),
+    "services": ("v1", "ServiceList"),
+    "configmaps": ("v1", "ConfigMapList"),
+    "csidrivers": ("storage.k8s.io/v1", "CSIDriverList"),
+    "runtimeclasses": ("node.k8s.io/v1", "RuntimeClassList"),
+}
 WATCH_SECONDS = 30.0  # then a watch ends, and the client begins another
 
 
@@ -92,11 +100,12 @@ class ApiServer:
 
     def list(self, resource: str) -> Object:
         """All objects of a resource, as a list."""
+        version, kind = LISTS.get(resource, ("v1", "List"))
         with self._changed:
             items = [v for key, v in self._objects.items() if key[0] == resource]
             return {
-                "kind": f"{KINDS.get(resource, 'Empty')}List",
-                "apiVersion": "v1",
+                "kind": kind,
+                "apiVersion": version,
                 "metadata": {"resourceVersion": str(len(self._changes))},
                 "items": copy.deepcopy(items),
             }
