@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -22,9 +23,9 @@ from criserver.runtime import Runtime
 from criserver.store.containers import State
 from podsandbox.pins import is_pinned
 from runtimeshim.linux import mounts, process_state
-from runtimeshim.linux.cgroups.files import below
 
 ID = re.compile(r"[0-9a-f]{64}")
+LINKS_OF_A_LEAF = 2  # of a cgroup without cgroups in it
 SHIM = re.compile(r"shim ([0-9a-f]{10})")  # runtimeshim.shim.supervisor names them
 
 
@@ -219,11 +220,25 @@ def _named_by_id(roots: Collection[str]) -> dict[str, str]:
     """Return {path within its hierarchy: id} of the cgroups whose name has an id in it."""
     found: dict[str, str] = {}
     for root in dict.fromkeys(roots):
-        for directory in below(root):
-            match = ID.search(os.path.basename(directory))
-            if match is not None:
-                found["/" + os.path.relpath(directory, root)] = match[0]
+        _collect(root, "", found)
     return found
+
+
+def _collect(root: str, path: str, found: dict[str, str]) -> None:
+    """Go down to the cgroups with an id; a leaf, which has forty files, is not listed."""
+    try:
+        with os.scandir(root + path) as entries:
+            children = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for child in children:
+            below = f"{path}/{child.name}"
+            match = ID.search(child.name)
+            if match is not None:
+                found[below] = match[0]
+            elif child.stat(follow_symlinks=False).st_nlink > LINKS_OF_A_LEAF:
+                _collect(root, below, found)
+    except OSError as err:
+        if err.errno not in (errno.ENOENT, errno.ENODEV):  # it has just been removed
+            raise
 
 
 def _shims() -> Iterator[tuple[int, str, str]]:
