@@ -11,10 +11,13 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from runtimeshim.linux.syscalls import check, libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
 LIBRARY = "libseccomp.so.2"
 

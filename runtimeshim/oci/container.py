@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
 
-from runtimeshim import wire
+from runtimeshim import json_text, wire
 from runtimeshim.linux import cgroups
 from runtimeshim.linux.syscalls import set_child_subreaper
 from runtimeshim.oci import filters, hooks, init, intel_rdt, net_devices, scheduling
@@ -18,6 +14,11 @@ from runtimeshim.oci.errors import SpecError, StageError
 from runtimeshim.oci.idmaps import IdMaps
 from runtimeshim.oci.namespaces import Namespaces
 from runtimeshim.oci.stdio import Streams
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 # config.json holds a seccomp profile and mounts; one that is larger is no honest spec.
 MAX_SPEC = 8 * 1024 * 1024
@@ -47,7 +48,7 @@ class Container:
         self._rdt_class = ""
         self.pid = 0
         self.pidfd = -1
-        self.sync: socket.socket | None = None
+        self.sync: wire.Socket | None = None
         self.timings: dict[str, int] = {}
         self.warnings: list[str] = []
 
@@ -123,7 +124,7 @@ class Container:
         overlay: Mapping[str, Any] | None,
         stdio: tuple[int, int, int] | None,
     ) -> None:
-        ours, theirs = wire.pair()
+        ours, theirs = wire.core_pair()
         plan = init.Plan(
             spec=self.spec,
             bundle=self.bundle,
@@ -299,7 +300,7 @@ def load_unchecked(bundle: str) -> Mapping[str, Any]:
     try:
         with open(path, "rb", buffering=0) as source:
             content = source.read(min(os.fstat(source.fileno()).st_size, MAX_SPEC) + 1)
-        spec = json.loads(content)
+        spec = json_text.loads(content)
     except (OSError, ValueError) as err:
         raise StageError("spec", f"{path} cannot be read: {err}") from err
     if len(content) > MAX_SPEC or not isinstance(spec, dict):

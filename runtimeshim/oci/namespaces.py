@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from runtimeshim.linux import syscalls, userns
 from runtimeshim.oci.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 FLAGS = {
     "pid": syscalls.CLONE_NEWPID,
