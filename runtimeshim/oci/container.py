@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from runtimeshim.oci.standby import Standby
+
 # config.json holds a seccomp profile and mounts; one that is larger is no honest spec.
 MAX_SPEC = 8 * 1024 * 1024
 
@@ -46,6 +48,7 @@ class Container:
         self.invocation = init.Invocation()
         self.streams = Streams()
         self._rdt_class = ""
+        self._standby: Standby | None = None
         self.pid = 0
         self.pidfd = -1
         self.sync: wire.Socket | None = None
@@ -59,11 +62,13 @@ class Container:
         stdin: bool = False,
         stdio: tuple[int, int, int] | None = None,
         invocation: init.Invocation | None = None,
+        standby: Standby | None = None,
     ) -> None:
         """Make everything up to the wait before execve. Raises StageError; undoes what it made.
 
         The container's streams are pipes in `streams`, or the caller's own `stdio`. With a gate in
-        `invocation` it is that which starts the container, not `start`.
+        `invocation` it is that which starts the container, not `start`. The process that stands by
+        becomes the init if it can; else it is ended.
         """
         self.invocation = invocation or self.invocation
         undo: list[Callable[[], None]] = []
@@ -81,14 +86,12 @@ class Container:
             if rdt:
                 undo.append(self._leave_rdt_class)
                 self._rdt_class = intel_rdt.prepare(rdt, self._id())
-            stage = "cgroup"
-            undo.append(self.delete_cgroup)
-            self.manager.create(self.cgroup_path)
-            # Without any rule for devices, a container still has the default ones only.
-            resources = {"devices": [], **(linux.get("resources") or {})}
-            self.manager.apply(self.cgroup_path, resources)
-            self.timings["cgroup"] = time.monotonic_ns() - began
             stage = "fork"
+            if standby is not None and not (namespaces.plain() and not self._idmaps.by_mount):
+                standby.end()
+                standby = None
+            self._standby = standby
+            undo.append(self.delete_cgroup)
             if stdio is not None:
                 self._fork(namespaces, overlay, stdio)
             elif self.spec["process"].get("terminal"):
@@ -96,6 +99,8 @@ class Container:
             else:
                 self._fork_with_pipes(namespaces, overlay, stdin)
             undo.append(self._kill)
+            stage = "cgroup"
+            self._make_cgroup(linux.get("resources") or {})
             stage = "init"
             self._wait_ready()
             namespaces.close()
@@ -124,6 +129,12 @@ class Container:
         overlay: Mapping[str, Any] | None,
         stdio: tuple[int, int, int] | None,
     ) -> None:
+        began = time.monotonic_ns()
+        if self._standby is not None and self._standby.give(self._given(overlay), stdio or ()):
+            self.pid, self.sync = self._standby.pid, self._standby.sync
+            self.timings["fork"] = time.monotonic_ns() - began
+            self.pidfd = os.pidfd_open(self.pid)
+            return
         ours, theirs = wire.core_pair()
         plan = init.Plan(
             spec=self.spec,
@@ -139,7 +150,6 @@ class Container:
         )
         if namespaces.user_fd is not None:
             set_child_subreaper()  # the init will be our child's child
-        began = time.monotonic_ns()
         self.pid = namespaces.fork()
         if self.pid == 0:
             ours.close()
@@ -148,6 +158,27 @@ class Container:
         self.pidfd = os.pidfd_open(self.pid)
         theirs.close()
         self.sync = ours
+
+    def _given(self, overlay: Mapping[str, Any] | None) -> wire.Message:
+        """Return what `plan` makes the same plan of."""
+        return {
+            "bundle": self.bundle,
+            "overlay": overlay,
+            "cgroup": self.cgroup_path,
+            "seccomp_cache": self.seccomp_cache,
+        }
+
+    def _make_cgroup(self, resources: Mapping[str, Any]) -> None:
+        """Make it while the init prepares what does not depend on it, and let the init go on."""
+        began = time.monotonic_ns()
+        self.manager.create(self.cgroup_path)
+        # Without any rule for devices, a container still has the default ones only.
+        self.manager.apply(self.cgroup_path, {"devices": [], **resources})
+        self.timings["cgroup"] = time.monotonic_ns() - began
+        try:
+            self._answer_go()
+        except BrokenPipeError:  # it has ended: what it says of that is still to be read
+            pass
 
     def _wait_ready(self) -> None:
         while True:
@@ -282,6 +313,25 @@ def _kind(err: OSError | SpecError) -> str:
     if isinstance(err, cgroups.CgroupError):
         return "spec" if err.is_unacceptable else "error"
     return "spec" if isinstance(err, SpecError) else "error"
+
+
+def plan(given: wire.Message, fds: list[int]) -> init.Plan:
+    """Return the plan of an init that has stood by, in its PID namespace already."""
+    spec = load_unchecked(given["bundle"])
+    linux: Mapping[str, Any] = spec.get("linux") or {}
+    others = [each for each in linux.get("namespaces") or () if each["type"] != "pid"]
+    return init.Plan(
+        spec=spec,
+        bundle=given["bundle"],
+        overlay=given["overlay"],
+        manager=cgroups.hierarchy(),
+        cgroup_path=given["cgroup"],
+        namespaces=Namespaces(others, linux),
+        stdio=(fds[0], fds[1], fds[2]) if fds else None,
+        seccomp_cache=given["seccomp_cache"],
+        invocation=init.Invocation(),
+        idmaps={},
+    )
 
 
 def load(bundle: str) -> Mapping[str, Any]:

@@ -1,8 +1,10 @@
 """The child that becomes the container: from the fork to the wait before execve, and beyond.
 
     shim                                     init
-      │ cgroup made, pipes, namespaces open    │
-      ├── fork ───────────────────────────────►│ joins the cgroup
+      │ pipes, namespaces open                 │
+      ├── fork ───────────────────────────────►│ limits, label, seccomp filter
+      │ makes the cgroup                       │
+      ├── go ─────────────────────────────────►│ joins the cgroup
       │                                        │ namespaces, root, mounts, masks, pivot
       │                                        │ user, capabilities, cwd, look-up of the program
       │◄────────────────────────────── ready ──┤ timings, warnings, the terminal's master
@@ -212,10 +214,6 @@ def failure_message(stage: str, err: BaseException) -> wire.Message:
 
 def _isolate(plan: Plan, sync: wire.Socket, stages: Stages) -> tuple[process.Launch, int | None]:
     spec = plan.spec
-    stages.enter("cgroup-join")
-    in_user_namespace = plan.namespaces.user_fd is not None
-    if not in_user_namespace:
-        plan.manager.join(plan.cgroup_path, 0)
     syscalls.set_not_dumpable()
     _prepare_host_side(plan, stages)
     label = process.open_exec_label(spec["process"])
@@ -223,6 +221,11 @@ def _isolate(plan: Plan, sync: wire.Socket, stages: Stages) -> tuple[process.Lau
     filter_ = filters.prepare((spec.get("linux") or {}).get("seccomp"), plan.seccomp_cache)
     connection = listener.connect((spec.get("linux") or {}).get("seccomp"))
     around = _surroundings(plan)
+    stages.enter("cgroup-join")
+    _await_go(sync)
+    in_user_namespace = plan.namespaces.user_fd is not None
+    if not in_user_namespace:
+        plan.manager.join(plan.cgroup_path, 0)
     stages.enter("namespaces")
     if in_user_namespace:
         root, master = _enter_by_user_namespace(plan, sync, stages, around)
