@@ -123,8 +123,15 @@ def installed_apart(directory: Path) -> Iterator[Path]:
     try:
         yield Path(shutil.copy(REPOSITORY / "runtimeshim/cli/bin/runtimeshim", programs))
     finally:
-        if os.path.ismount(f"{sealed.INTERPRETERS}{programs}"):
-            mounts.umount(f"{sealed.INTERPRETERS}{programs}")
+        forget_interpreter(programs)
+
+
+def forget_interpreter(programs: Path) -> None:
+    """Unmount the interpreter of an installation that is to go, if it has been mounted."""
+    mounted = Path(f"{sealed.INTERPRETERS}{programs}")
+    if mounted.is_mount():
+        mounts.umount(str(mounted))
+        shutil.rmtree(mounted.parent)
 
 
 @contextmanager
