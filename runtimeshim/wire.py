@@ -12,12 +12,17 @@ daemon asks no older shim for it.
 
 from __future__ import annotations
 
-import array
-import json
+import _socket
 import os
-import socket
-from collections.abc import Mapping, Sequence
-from typing import Any
+import struct
+
+from runtimeshim import json_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 PROTOCOL = 1
 
@@ -32,13 +37,11 @@ MAX_TEXT = 8 * 1024
 
 # SCM_MAX_FD of the kernel is 253; no message of ours carries more than a few.
 MAX_FDS = 16
+_FD_SIZE = struct.calcsize("i")
+_FDS_ROOM = _socket.CMSG_SPACE(MAX_FDS * _FD_SIZE)
 
-Message = dict[str, Any]
-
-
-# Made once, and called without what json.dumps and json.loads do around them.
-_encode = json.JSONEncoder(separators=(",", ":")).encode
-_decode = json.JSONDecoder().raw_decode
+Message = dict[str, "Any"]
+Socket = _socket.socket  # the core of socket.socket, which is one too
 
 
 class MessageTooLargeError(ValueError):
@@ -53,7 +56,7 @@ def brief(text: str) -> str:
 
 def encode(message: Message) -> bytes:
     """Return the packet of `message`."""
-    packet = _encode(message).encode()
+    packet = json_text.dumps(message).encode()
     if len(packet) > MAX_MESSAGE:
         raise MessageTooLargeError(
             f"a message of {len(packet)} bytes is over the limit of {MAX_MESSAGE}: "
@@ -62,41 +65,47 @@ def encode(message: Message) -> bytes:
     return packet
 
 
-def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
+def send(sock: Socket, message: Message, fds: Sequence[int] = ()) -> None:
     """Send one message with its fds; the caller keeps its own copies."""
     packet = encode(message)
     if fds:
-        socket.send_fds(sock, [packet], list(fds))
+        rights = struct.pack(f"{len(fds)}i", *fds)
+        sock.sendmsg([packet], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
     else:
         sock.send(packet)
 
 
-def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
+def receive(sock: Socket) -> tuple[Message, list[int]] | None:
     """Receive one message and its fds (close-on-exec); None when the peer has closed.
 
     Raises ValueError for a packet that is no message.
     """
     # Not socket.recv_fds: up to Python 3.11 it drops its flags, and the fds would survive execve.
-    fds = array.array("i")
-    room = socket.CMSG_SPACE(MAX_FDS * fds.itemsize)
-    packet, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, room, socket.MSG_CMSG_CLOEXEC)
+    packet, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, _FDS_ROOM, _socket.MSG_CMSG_CLOEXEC)
     if not packet:
         return None
+    fds: list[int] = []
     for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+            fds += struct.unpack_from(f"{len(data) // _FD_SIZE}i", data)
     try:
-        text = packet.decode()
-        message, end = _decode(text)
-        if not isinstance(message, dict) or end != len(text):
+        message = json_text.loads(packet)
+        if not isinstance(message, dict):
             raise ValueError("a message is one JSON object")
     except ValueError:
         for fd in fds:
             os.close(fd)
         raise
-    return message, list(fds)
+    return message, fds
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
     """Return two connected ends."""
+    import socket  # not at the top: the command line does without
+
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def core_pair() -> tuple[Socket, Socket]:
+    """The same without the socket module: they are closed, and received from, and no more."""
+    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)

@@ -26,6 +26,9 @@ class Mutation(NamedTuple):
 
 
 OCI = "runtimeshim/oci"
+SEALED = "runtimeshim/cli/sealed.py"
+MOUNT_LAYERS = 'm.mount("runtimeshim", directory, "overlay", flags, f"lowerdir={source}:{_EMPTY}")'
+CONVENTIONS = "test_runtimeshim_cli_conventions.py::"
 STARTING = "test_oci_attacks_starting.py::"
 ATTACKS = "test_oci_attacks.py::"
 RACES = "test_oci_races.py::"
@@ -33,21 +36,40 @@ EXECUTOR = "test_executor.py::"
 
 MUTATIONS = (
     Mutation(
-        "the command line's interpreter is copied, and not sealed",
+        "the command line's interpreter is mounted, and not read-only",
         (
-            Edit(
-                "runtimeshim/cli/sealed.py", "    fcntl.fcntl(copy, fcntl.F_ADD_SEALS, SEALS)\n", ""
-            ),
-            Edit(
-                "runtimeshim/cli/sealed.py",
-                "        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS\n",
-                '        return "memfd:" in os.readlink("/proc/self/exe")\n',
-            ),
+            Edit(SEALED, MOUNT_LAYERS, "m.mount(source, directory, None, m.MS_BIND + 0 * flags)"),
+            Edit(SEALED, 'bool(os.statvfs("/proc/self/exe").f_flag & os.ST_RDONLY)', "True"),
         ),
         (
             STARTING + "test_an_images_dynamic_linker_cannot_write_to_the_runtime_of_run",
             STARTING + "test_an_images_dynamic_linker_cannot_write_to_the_runtime_of_exec",
+            CONVENTIONS + "test_the_hosts_interpreter_is_out_of_reach",
         ),
+    ),
+    Mutation(
+        "the mount of the command line's interpreter is read-only, and no more",
+        (
+            Edit(
+                SEALED,
+                MOUNT_LAYERS,
+                "m.mount(source, directory, None, m.MS_BIND);"
+                ' m.mount("", directory, None, m.MS_BIND | m.MS_REMOUNT | flags)',
+            ),
+        ),
+        (STARTING + "test_a_volume_with_the_mount_of_the_interpreter_in_it_stays_read_only",),
+    ),
+    Mutation(
+        "the command line's interpreter is copied, and not sealed",
+        (
+            Edit(SEALED, "    fcntl.fcntl(copy, fcntl.F_ADD_SEALS, SEALS)\n", ""),
+            Edit(
+                SEALED,
+                "        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS\n",
+                '        return "memfd:" in os.readlink("/proc/self/exe")\n',
+            ),
+        ),
+        (STARTING + "test_without_a_mount_the_interpreter_is_a_sealed_copy",),
     ),
     Mutation(
         "the spawner's interpreter is copied, and not sealed",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from importlib import import_module
 
 from runtimeshim.cli.log import Log
 from runtimeshim.cli.options import Flag, Options, UsageError, parse, usage
 from runtimeshim.oci.errors import SpecError, StageError
 from runtimeshim.oci.state import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 OCI_VERSION = "1.3.0"
 DEFAULT_ROOT = "/run/runtimeshim"
@@ -110,7 +112,7 @@ def _dispatch(context: Context, verb: str, argv: Sequence[str]) -> int:
     if verb not in VERBS:
         raise UsageError(f"no such command; there are: {', '.join(VERBS)}")
     expected, summary = VERBS[verb]
-    module = import_module(f"runtimeshim.cli.verbs.{verb}")
+    module = __import__(f"runtimeshim.cli.verbs.{verb}", fromlist=("run",))
     options, arguments = parse((*module.FLAGS, HELP), argv, stop_at=module.STOP_AT)
     if options.flag("help"):
         print(usage(f"runtimeshim {verb}", f"[FLAG…] {expected}", summary, module.FLAGS))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _socket
 import os
-import socket
+import struct
+
+from runtimeshim.wire import Socket
 
 
-def connect(path: str) -> socket.socket:
+def connect(path: str) -> Socket:
     """Connect to a caller's socket; through its directory's fd, as a path has 107 bytes at most."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_CLOEXEC)
         try:
@@ -23,10 +26,13 @@ def connect(path: str) -> socket.socket:
     return sock
 
 
-def send(sock: socket.socket, name: str, fd: int) -> None:
+def send(sock: Socket, name: str, fd: int) -> None:
     """Send an fd with its name as the data (runc, docs/terminals.md), and hang up."""
-    with sock:
-        socket.send_fds(sock, [name.encode()], [fd])
+    try:
+        rights = struct.pack("i", fd)
+        sock.sendmsg([name.encode()], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+    finally:
+        sock.close()
 
 
 def write_pid(path: str, pid: int) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Mapping
-from contextlib import ExitStack
-from typing import Any
 
-from runtimeshim.cli import handover
+from runtimeshim.cli import foreground, handover
 from runtimeshim.cli.command import Context
 from runtimeshim.cli.options import Flag, Options, UsageError
+from runtimeshim.cli.undo import Undo
 from runtimeshim.linux import syscalls
 from runtimeshim.linux.cgroups import units
 from runtimeshim.oci import container as oci
@@ -18,6 +15,12 @@ from runtimeshim.oci import state
 from runtimeshim.oci.gate import Gate
 from runtimeshim.oci.init import Invocation
 from runtimeshim.oci.state import ContainerError
+from runtimeshim.wire import Socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 FLAGS = (
     Flag("bundle b", "path", "the bundle's directory (default: the current one)"),
@@ -58,21 +61,23 @@ def launch(
     syscalls.set_process_name("runtimeshim")  # and of the init: that of a memfd is a number
     pid_file, bundle = _absolute(options, "pid-file"), os.path.abspath(options.text("bundle", "."))
     preserved = preserved_fds(options)
-    with ExitStack() as undo:
+    with Undo() as undo:
         console = connect(undo, options, "console-socket")
         receiver = connect(undo, options, "pidfd-socket")
         os.chdir(bundle)  # what is relative in the specification is so to the bundle
         spec = _spec(bundle, container_id, systemd_cgroup=context.systemd_cgroup)
         check_terminal(spec["process"], console is not None, detached=detached)
+        if spec["process"].get("terminal") and not detached:
+            foreground.begin(spec["process"])
         directory = state.make(context.root, container_id)
-        undo.callback(directory.close)
-        undo.callback(directory.remove)
+        undo.add(directory.close)
+        undo.add(directory.remove)
         launched = Launched(directory, oci.Container(bundle, spec, directory.seccomp_cache))
         directory.save_spec(spec)
         directory.save(launched.record)
         _create(undo, launched, _invocation(undo, options, directory, preserved, held=held))
         _hand_over(launched, console, receiver, pid_file)
-        undo.pop_all()
+        undo.forget()
     for warning in launched.container.warnings:
         context.log.warning(warning)
     context.log.debug(f"created in ns: {launched.container.timings}")
@@ -84,10 +89,14 @@ def _absolute(options: Options, name: str) -> str:
     return os.path.abspath(path) if path else ""
 
 
-def connect(undo: ExitStack, options: Options, name: str) -> socket.socket | None:
+def connect(undo: Undo, options: Options, name: str) -> Socket | None:
     """Connect to the socket that a flag names; None without the flag."""
     path = options.text(name)
-    return undo.enter_context(handover.connect(path)) if path else None
+    if not path:
+        return None
+    connection = handover.connect(path)
+    undo.add(connection.close)
+    return connection
 
 
 def preserved_fds(options: Options) -> int:
@@ -156,11 +165,11 @@ def _record(container_id: str, container: oci.Container) -> state.Record:
 
 
 def _invocation(
-    undo: ExitStack, options: Options, directory: state.Directory, preserved: int, *, held: bool
+    undo: Undo, options: Options, directory: state.Directory, preserved: int, *, held: bool
 ) -> Invocation:
     gate = Gate(directory.path) if held else None
     if gate is not None:
-        undo.callback(gate.close)
+        undo.add(gate.close)
     return Invocation(
         gate=gate,
         preserve_fds=preserved,
@@ -170,14 +179,14 @@ def _invocation(
     )
 
 
-def _create(undo: ExitStack, launched: Launched, invocation: Invocation) -> None:
+def _create(undo: Undo, launched: Launched, invocation: Invocation) -> None:
     container = launched.container
     if container.manager.pids(container.cgroup_path):
         # Its processes would be limited, and in the end killed, with the container.
         raise ContainerError(f"container's cgroup is not empty: {container.cgroup_path}")
     stdio = None if container.spec["process"].get("terminal") else (0, 1, 2)
     container.create(None, stdio=stdio, invocation=invocation)
-    undo.callback(_end, container)
+    undo.add(lambda: _end(container))
     launched.record.set_init(container.pid)
     launched.directory.save(launched.record)
 
@@ -189,8 +198,8 @@ def _end(container: oci.Container) -> None:
 
 def _hand_over(
     launched: Launched,
-    console: socket.socket | None,
-    receiver: socket.socket | None,
+    console: Socket | None,
+    receiver: Socket | None,
     pid_file: str,
 ) -> None:
     master = launched.container.streams.terminal

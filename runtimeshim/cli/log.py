@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
+
+from runtimeshim import json_text
 
 LEVELS = ("error", "warning", "info", "debug")
 
@@ -37,7 +38,7 @@ class Log:
     def _line(self, level: str, message: str) -> None:
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self._json:
-            line = json.dumps({"level": level, "msg": message, "time": moment})
+            line = json_text.dumps({"level": level, "msg": message, "time": moment})
         else:
-            line = f'time="{moment}" level={level} msg={json.dumps(message, ensure_ascii=False)}'
+            line = f'time="{moment}" level={level} msg={json_text.quote(message)}'
         os.write(self._fd, line.encode(errors="surrogateescape") + b"\n")

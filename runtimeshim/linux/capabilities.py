@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from runtimeshim.linux.syscalls import check, libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
 # linux/capability.h, in the order of their numbers.
 KNOWN = (
@@ -74,14 +76,19 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 _last: int | None = None
 
 
-class Sets(NamedTuple):
+class Sets:
     """The five sets of a process, as masks."""
 
-    bounding: int
-    effective: int
-    permitted: int
-    inheritable: int
-    ambient: int
+    __slots__ = ("ambient", "bounding", "effective", "inheritable", "permitted")
+
+    def __init__(
+        self, bounding: int, effective: int, permitted: int, inheritable: int, ambient: int
+    ) -> None:
+        self.bounding = bounding
+        self.effective = effective
+        self.permitted = permitted
+        self.inheritable = inheritable
+        self.ambient = ambient
 
 
 class _Header(ctypes.Structure):

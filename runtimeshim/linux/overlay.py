@@ -7,24 +7,28 @@ so there they are named by file descriptors: these are short, and nothing has to
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from runtimeshim.linux import mounts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 # What mount(2) and fsmount(2) call by the same number: read-only, nosuid, nodev, noexec.
 _SAME_FLAGS = 0xF
 
 
-class Writable(NamedTuple):
+class Writable:
     """What makes an overlay writable; with `volatile` nothing of it is synced."""
 
-    upperdir: str
-    workdir: str
-    volatile: bool = False
+    __slots__ = ("upperdir", "volatile", "workdir")
+
+    def __init__(self, upperdir: str, workdir: str, volatile: bool = False) -> None:
+        self.upperdir = upperdir
+        self.workdir = workdir
+        self.volatile = volatile
 
 
 def mount(
@@ -108,7 +112,7 @@ def _mount_by_string(
     target = os.path.abspath(target)
     directories = [*lowerdirs, *((writable.upperdir, writable.workdir) if writable else ())]
     try:
-        with _by_number(directories) as names:
+        with _Numbered(directories) as names:
             data = "lowerdir=" + ":".join(names[: len(lowerdirs)])
             if writable is not None:
                 data += ",upperdir={},workdir={}".format(*names[len(lowerdirs) :])
@@ -119,18 +123,29 @@ def _mount_by_string(
         raise refused if err.errno == errno.EINVAL else err from None
 
 
-@contextlib.contextmanager
-def _by_number(directories: Sequence[str]) -> Iterator[list[str]]:
-    """Make the numbers of descriptors the names of directories: those that /proc/self/fd has."""
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-    opened: list[int] = []
-    before = os.open(".", flags)
-    try:
-        for directory in directories:
-            opened.append(os.open(directory, flags))
-        os.chdir("/proc/self/fd")
-        yield [str(fd) for fd in opened]
-    finally:
-        os.fchdir(before)
-        for fd in (*opened, before):
+class _Numbered:
+    """Makes the numbers of descriptors the names of directories: those that /proc/self/fd has."""
+
+    __slots__ = ("_before", "_directories", "_opened")
+
+    def __init__(self, directories: Sequence[str]) -> None:
+        self._directories = directories
+        self._opened: list[int] = []
+        self._before = -1
+
+    def __enter__(self) -> list[str]:
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        self._before = os.open(".", flags)
+        try:
+            for directory in self._directories:
+                self._opened.append(os.open(directory, flags))
+            os.chdir("/proc/self/fd")
+        except BaseException:
+            self.__exit__()
+            raise
+        return [str(fd) for fd in self._opened]
+
+    def __exit__(self, *_: object) -> None:
+        os.fchdir(self._before)
+        for fd in (*self._opened, self._before):
             os.close(fd)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Collection
 
 from runtimeshim.linux.syscalls import check, libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _X86_64 = os.uname().machine == "x86_64"
 

@@ -11,10 +11,13 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from runtimeshim.linux.syscalls import check, libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
 LIBRARY = "libseccomp.so.2"
 
@@ -91,7 +94,7 @@ class _Comparison(ctypes.Structure):
 class _FilterProgram(ctypes.Structure):
     """struct sock_fprog"""
 
-    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
 _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
@@ -368,8 +371,7 @@ def installer(program: bytes, flags: Sequence[str] = ()) -> Callable[[], int]:
         if flag not in FLAGS:
             raise SeccompError(f"linux.seccomp.flags: unknown flag {flag!r}")
         bits |= FLAGS[flag]
-    instructions = ctypes.create_string_buffer(program, len(program))
-    header = _FilterProgram(len(program) // BPF_INSTRUCTION_SIZE, ctypes.addressof(instructions))
+    header = _FilterProgram(len(program) // BPF_INSTRUCTION_SIZE, program)
     arguments = (
         ctypes.c_long(SYS_SECCOMP),
         ctypes.c_long(SECCOMP_SET_MODE_FILTER),
@@ -378,7 +380,7 @@ def installer(program: bytes, flags: Sequence[str] = ()) -> Callable[[], int]:
     )
     address = ctypes.addressof(header)
 
-    def install(_keep: object = instructions) -> int:
+    def install(_keep: object = header) -> int:
         result = libc.syscall(*arguments)
         if result < 0 and not bits and ctypes.get_errno() == errno.ENOSYS:  # before Linux 3.17
             result = libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, address, 0, 0)

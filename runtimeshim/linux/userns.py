@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 
 from runtimeshim.linux import syscalls
 
-Mappings = Sequence[Mapping[str, int]]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Mappings = Sequence[Mapping[str, int]]
 
 
 def create(uids: Mappings, gids: Mappings) -> int:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
 
-from runtimeshim import wire
+from runtimeshim import json_text, wire
 from runtimeshim.linux import cgroups
 from runtimeshim.linux.syscalls import set_child_subreaper
 from runtimeshim.oci import filters, hooks, init, intel_rdt, net_devices, scheduling
@@ -18,6 +14,13 @@ from runtimeshim.oci.errors import SpecError, StageError
 from runtimeshim.oci.idmaps import IdMaps
 from runtimeshim.oci.namespaces import Namespaces
 from runtimeshim.oci.stdio import Streams
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from runtimeshim.oci.standby import Standby
 
 # config.json holds a seccomp profile and mounts; one that is larger is no honest spec.
 MAX_SPEC = 8 * 1024 * 1024
@@ -45,9 +48,10 @@ class Container:
         self.invocation = init.Invocation()
         self.streams = Streams()
         self._rdt_class = ""
+        self._standby: Standby | None = None
         self.pid = 0
         self.pidfd = -1
-        self.sync: socket.socket | None = None
+        self.sync: wire.Socket | None = None
         self.timings: dict[str, int] = {}
         self.warnings: list[str] = []
 
@@ -58,11 +62,13 @@ class Container:
         stdin: bool = False,
         stdio: tuple[int, int, int] | None = None,
         invocation: init.Invocation | None = None,
+        standby: Standby | None = None,
     ) -> None:
         """Make everything up to the wait before execve. Raises StageError; undoes what it made.
 
         The container's streams are pipes in `streams`, or the caller's own `stdio`. With a gate in
-        `invocation` it is that which starts the container, not `start`.
+        `invocation` it is that which starts the container, not `start`. The process that stands by
+        becomes the init if it can; else it is ended.
         """
         self.invocation = invocation or self.invocation
         undo: list[Callable[[], None]] = []
@@ -80,14 +86,12 @@ class Container:
             if rdt:
                 undo.append(self._leave_rdt_class)
                 self._rdt_class = intel_rdt.prepare(rdt, self._id())
-            stage = "cgroup"
-            undo.append(self.delete_cgroup)
-            self.manager.create(self.cgroup_path)
-            # Without any rule for devices, a container still has the default ones only.
-            resources = {"devices": [], **(linux.get("resources") or {})}
-            self.manager.apply(self.cgroup_path, resources)
-            self.timings["cgroup"] = time.monotonic_ns() - began
             stage = "fork"
+            if standby is not None and not (namespaces.plain() and not self._idmaps.by_mount):
+                standby.end()
+                standby = None
+            self._standby = standby
+            undo.append(self.delete_cgroup)
             if stdio is not None:
                 self._fork(namespaces, overlay, stdio)
             elif self.spec["process"].get("terminal"):
@@ -95,6 +99,8 @@ class Container:
             else:
                 self._fork_with_pipes(namespaces, overlay, stdin)
             undo.append(self._kill)
+            stage = "cgroup"
+            self._make_cgroup(linux.get("resources") or {})
             stage = "init"
             self._wait_ready()
             namespaces.close()
@@ -123,7 +129,13 @@ class Container:
         overlay: Mapping[str, Any] | None,
         stdio: tuple[int, int, int] | None,
     ) -> None:
-        ours, theirs = wire.pair()
+        began = time.monotonic_ns()
+        if self._standby is not None and self._standby.give(self._given(overlay), stdio or ()):
+            self.pid, self.sync = self._standby.pid, self._standby.sync
+            self.timings["fork"] = time.monotonic_ns() - began
+            self.pidfd = os.pidfd_open(self.pid)
+            return
+        ours, theirs = wire.core_pair()
         plan = init.Plan(
             spec=self.spec,
             bundle=self.bundle,
@@ -138,7 +150,6 @@ class Container:
         )
         if namespaces.user_fd is not None:
             set_child_subreaper()  # the init will be our child's child
-        began = time.monotonic_ns()
         self.pid = namespaces.fork()
         if self.pid == 0:
             ours.close()
@@ -147,6 +158,27 @@ class Container:
         self.pidfd = os.pidfd_open(self.pid)
         theirs.close()
         self.sync = ours
+
+    def _given(self, overlay: Mapping[str, Any] | None) -> wire.Message:
+        """Return what `plan` makes the same plan of."""
+        return {
+            "bundle": self.bundle,
+            "overlay": overlay,
+            "cgroup": self.cgroup_path,
+            "seccomp_cache": self.seccomp_cache,
+        }
+
+    def _make_cgroup(self, resources: Mapping[str, Any]) -> None:
+        """Make it while the init prepares what does not depend on it, and let the init go on."""
+        began = time.monotonic_ns()
+        self.manager.create(self.cgroup_path)
+        # Without any rule for devices, a container still has the default ones only.
+        self.manager.apply(self.cgroup_path, {"devices": [], **resources})
+        self.timings["cgroup"] = time.monotonic_ns() - began
+        try:
+            self._answer_go()
+        except BrokenPipeError:  # it has ended: what it says of that is still to be read
+            pass
 
     def _wait_ready(self) -> None:
         while True:
@@ -283,6 +315,25 @@ def _kind(err: OSError | SpecError) -> str:
     return "spec" if isinstance(err, SpecError) else "error"
 
 
+def plan(given: wire.Message, fds: list[int]) -> init.Plan:
+    """Return the plan of an init that has stood by, in its PID namespace already."""
+    spec = load_unchecked(given["bundle"])
+    linux: Mapping[str, Any] = spec.get("linux") or {}
+    others = [each for each in linux.get("namespaces") or () if each["type"] != "pid"]
+    return init.Plan(
+        spec=spec,
+        bundle=given["bundle"],
+        overlay=given["overlay"],
+        manager=cgroups.hierarchy(),
+        cgroup_path=given["cgroup"],
+        namespaces=Namespaces(others, linux),
+        stdio=(fds[0], fds[1], fds[2]) if fds else None,
+        seccomp_cache=given["seccomp_cache"],
+        invocation=init.Invocation(),
+        idmaps={},
+    )
+
+
 def load(bundle: str) -> Mapping[str, Any]:
     """Read config.json, and see that it can be carried out. Raises StageError."""
     spec = load_unchecked(bundle)
@@ -299,7 +350,7 @@ def load_unchecked(bundle: str) -> Mapping[str, Any]:
     try:
         with open(path, "rb", buffering=0) as source:
             content = source.read(min(os.fstat(source.fileno()).st_size, MAX_SPEC) + 1)
-        spec = json.loads(content)
+        spec = json_text.loads(content)
     except (OSError, ValueError) as err:
         raise StageError("spec", f"{path} cannot be read: {err}") from err
     if len(content) > MAX_SPEC or not isinstance(spec, dict):

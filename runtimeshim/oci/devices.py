@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from runtimeshim.linux import mounts as m
 from runtimeshim.linux import userns
 from runtimeshim.oci import mounting, resolve
 from runtimeshim.oci.errors import SpecError
 
-Device = Mapping[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    Device = Mapping[str, Any]
 
 # runtime-spec, config-linux.md, "Default Devices": name, major, minor; 0666, owned by root.
 DEFAULT_DEVICES = (

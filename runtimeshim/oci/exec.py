@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Mapping
-from typing import Any
 
 from runtimeshim import wire
 from runtimeshim.linux import cgroups
 from runtimeshim.oci import filters, join, spec
 from runtimeshim.oci.errors import SpecError, StageError
 from runtimeshim.oci.namespaces import Namespaces
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 
 class Target:
@@ -56,8 +58,8 @@ def start(
         raise StageError("spec", str(err), "spec") from err
     if target.linux.get("seccomp"):
         filters.load()
-    ours, theirs = wire.pair()
-    with ours:
+    ours, theirs = wire.core_pair()
+    try:
         namespaces = Namespaces([])
         namespaces.pid_fd = os.open(f"/proc/{target.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -86,9 +88,11 @@ def start(
         except StageError:
             os.waitpid(pid, 0)
             raise
+    finally:
+        ours.close()
 
 
-def _outcome(sync: socket.socket) -> int | None:
+def _outcome(sync: wire.Socket) -> int | None:
     """Read messages until execve closes the socket; returns a terminal's master, if any."""
     master: int | None = None
     while True:

@@ -7,7 +7,6 @@ the fields ask of each other is in oci/spec.py.
 from __future__ import annotations
 
 import resource
-from typing import Any
 
 from runtimeshim.oci import mount_options
 from runtimeshim.oci.schema import (
@@ -28,6 +27,10 @@ from runtimeshim.oci.schema import (
     text,
     texts,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 NAMESPACES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
 CLOCKS = ("monotonic", "boottime")

@@ -9,10 +9,13 @@ from __future__ import annotations
 import marshal
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
 
 from runtimeshim.linux import seccomp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 
 def load() -> None:

@@ -15,9 +15,13 @@ a container waits is asked of the kernel: start.fifo has a reader exactly as lon
 from __future__ import annotations
 
 import errno
-import json
 import os
-from typing import Any
+
+from runtimeshim import json_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 START = "start.fifo"
 OUTCOME = "outcome.fifo"
@@ -44,7 +48,7 @@ class Gate:
 
     def report(self, failure: dict[str, Any]) -> None:
         """Tell the process in `release` what failed."""
-        os.write(self._outcome, json.dumps(failure).encode())
+        os.write(self._outcome, json_text.dumps(failure).encode())
 
     def close(self) -> None:
         """Let go of both ends: what the creator does once the init has them."""
@@ -94,5 +98,5 @@ def release(directory: str) -> dict[str, Any] | None:
         os.unlink(f"{directory}/{name}")
     if not content:
         return None
-    failure: dict[str, Any] = json.loads(content)
+    failure: dict[str, Any] = json_text.loads(content)
     return failure

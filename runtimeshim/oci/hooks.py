@@ -10,16 +10,19 @@ Each gets the container's state on stdin. Both ends are files in memory, so neit
 
 from __future__ import annotations
 
-import json
 import os
 import select
-import signal
-from collections.abc import Mapping, Sequence
-from typing import Any
 
+from runtimeshim import json_text
+from runtimeshim.linux.signals import signal
 from runtimeshim.oci.errors import StageError
 
-Hook = Mapping[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    Hook = Mapping[str, Any]
 
 # How much of a failed hook's output its error shows.
 _SHOWN = 2048
@@ -70,7 +73,7 @@ def run_all(hooks: Sequence[tuple[str, Hook]], given: Mapping[str, Any]) -> list
 
 def _run(hook: Hook, given: Mapping[str, Any]) -> str | None:
     """Run one hook; returns why it failed, or None."""
-    stdin = _file("hook-state", json.dumps(given).encode())
+    stdin = _file("hook-state", json_text.dumps(given).encode())
     output = _file("hook-output", b"")
     try:
         pid = os.posix_spawn(

@@ -1,8 +1,10 @@
 """The child that becomes the container: from the fork to the wait before execve, and beyond.
 
     shim                                     init
-      │ cgroup made, pipes, namespaces open    │
-      ├── fork ───────────────────────────────►│ joins the cgroup
+      │ pipes, namespaces open                 │
+      ├── fork ───────────────────────────────►│ limits, label, seccomp filter
+      │ makes the cgroup                       │
+      ├── go ─────────────────────────────────►│ joins the cgroup
       │                                        │ namespaces, root, mounts, masks, pivot
       │                                        │ user, capabilities, cwd, look-up of the program
       │◄────────────────────────────── ready ──┤ timings, warnings, the terminal's master
@@ -16,14 +18,12 @@ two meet at runtimeshim.oci.gate.
 
 from __future__ import annotations
 
+import _socket
 import codecs
 import errno
 import os
-import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
 
 from runtimeshim import wire
 from runtimeshim.linux import cgroups, syscalls
@@ -45,6 +45,11 @@ from runtimeshim.oci import (
 from runtimeshim.oci.errors import SpecError, StageError
 from runtimeshim.oci.gate import Gate
 from runtimeshim.oci.namespaces import Namespaces
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, NoReturn
 
 # The exit code of a container whose program could not be started, as the peers report it.
 START_FAILED = 128
@@ -158,7 +163,7 @@ class Stages:
         self._began = now
 
 
-def run(plan: Plan, sync: socket.socket) -> NoReturn:
+def run(plan: Plan, sync: wire.Socket) -> NoReturn:
     """Become the container, or tell the shim why not; never returns."""
     stages = Stages()
     gate = plan.invocation.gate
@@ -189,7 +194,7 @@ def run(plan: Plan, sync: socket.socket) -> NoReturn:
         os._exit(START_FAILED)
 
 
-def report(sync: socket.socket, stage: str, err: BaseException) -> None:
+def report(sync: wire.Socket, stage: str, err: BaseException) -> None:
     """Tell the other end what failed and where."""
     wire.send(sync, failure_message(stage, err))
 
@@ -207,12 +212,8 @@ def failure_message(stage: str, err: BaseException) -> wire.Message:
     return {"error": wire.brief(text), "stage": stage, "kind": "error"}
 
 
-def _isolate(plan: Plan, sync: socket.socket, stages: Stages) -> tuple[process.Launch, int | None]:
+def _isolate(plan: Plan, sync: wire.Socket, stages: Stages) -> tuple[process.Launch, int | None]:
     spec = plan.spec
-    stages.enter("cgroup-join")
-    in_user_namespace = plan.namespaces.user_fd is not None
-    if not in_user_namespace:
-        plan.manager.join(plan.cgroup_path, 0)
     syscalls.set_not_dumpable()
     _prepare_host_side(plan, stages)
     label = process.open_exec_label(spec["process"])
@@ -220,6 +221,11 @@ def _isolate(plan: Plan, sync: socket.socket, stages: Stages) -> tuple[process.L
     filter_ = filters.prepare((spec.get("linux") or {}).get("seccomp"), plan.seccomp_cache)
     connection = listener.connect((spec.get("linux") or {}).get("seccomp"))
     around = _surroundings(plan)
+    stages.enter("cgroup-join")
+    _await_go(sync)
+    in_user_namespace = plan.namespaces.user_fd is not None
+    if not in_user_namespace:
+        plan.manager.join(plan.cgroup_path, 0)
     stages.enter("namespaces")
     if in_user_namespace:
         root, master = _enter_by_user_namespace(plan, sync, stages, around)
@@ -266,7 +272,7 @@ def _notifying(
 
 
 def _enter(
-    plan: Plan, sync: socket.socket, stages: Stages, around: mounting.Surroundings
+    plan: Plan, sync: wire.Socket, stages: Stages, around: mounting.Surroundings
 ) -> tuple[int, int | None]:
     """Enter the namespaces and fill the root; returns its fd, and the terminal's master."""
     plan.namespaces.enter()
@@ -282,7 +288,7 @@ def _enter(
 
 
 def _enter_by_user_namespace(
-    plan: Plan, sync: socket.socket, stages: Stages, around: mounting.Surroundings
+    plan: Plan, sync: wire.Socket, stages: Stages, around: mounting.Surroundings
 ) -> tuple[int, int | None]:
     """The same with a user namespace, which must own the others; only our child returns.
 
@@ -313,7 +319,7 @@ def _enter_by_user_namespace(
     return prepared.root, _fill_root(prepared.root, plan, sync, stages, around, prepared)
 
 
-def _await_go(sync: socket.socket) -> None:
+def _await_go(sync: wire.Socket) -> None:
     if wire.receive(sync) is None:  # the shim is gone, and with it who could start us
         os._exit(START_FAILED)
 
@@ -345,7 +351,7 @@ def _leave_keyring() -> None:
 def _set_names(spec: Mapping[str, Any]) -> None:
     """Set host and domain name; the spec's check has seen that it has a UTS namespace."""
     if spec.get("hostname"):
-        socket.sethostname(spec["hostname"])
+        _socket.sethostname(spec["hostname"])
     if spec.get("domainname"):
         syscalls.setdomainname(spec["domainname"])
 
@@ -353,7 +359,7 @@ def _set_names(spec: Mapping[str, Any]) -> None:
 def _fill_root(
     root: int,
     plan: Plan,
-    sync: socket.socket,
+    sync: wire.Socket,
     stages: Stages,
     around: mounting.Surroundings,
     prepared: mapped.Prepared | None,
@@ -379,7 +385,7 @@ def _fill_root(
     return master
 
 
-def _run_create_hooks(plan: Plan, sync: socket.socket, stages: Stages) -> None:
+def _run_create_hooks(plan: Plan, sync: wire.Socket, stages: Stages) -> None:
     """Let the runtime do its part, then run the container's hooks, as all mounts are there."""
     linux: Mapping[str, Any] = plan.spec.get("linux") or {}
     if linux.get("netDevices") or hooks.of(plan.spec, "prestart", "createRuntime"):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
 
 from runtimeshim import wire
 from runtimeshim.linux import cgroups, syscalls
@@ -19,6 +16,11 @@ from runtimeshim.oci import (
     terminal,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, NoReturn
+
 
 def run(
     target: Mapping[str, Any],
@@ -29,7 +31,7 @@ def run(
     seccomp_profile: Mapping[str, Any] | None,
     seccomp_cache: str | None,
     stdio: tuple[int, int, int] | None,
-    sync: socket.socket,
+    sync: wire.Socket,
     preserve_fds: int = 0,
     linux: Mapping[str, Any] | None = None,
     state: Mapping[str, Any] | None = None,
@@ -101,7 +103,7 @@ def _installation(
 
 
 def _take_streams(
-    target: Mapping[str, Any], stdio: tuple[int, int, int] | None, sync: socket.socket
+    target: Mapping[str, Any], stdio: tuple[int, int, int] | None, sync: wire.Socket
 ) -> None:
     if stdio is not None:
         for number, fd in enumerate(stdio):

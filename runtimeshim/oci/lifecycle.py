@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 
 from runtimeshim.linux.cgroups import CgroupManager
 from runtimeshim.linux.cgroups.files import signal_all
+from runtimeshim.linux.signals import signal
 from runtimeshim.oci import gate, hooks, state
 from runtimeshim.oci.errors import StageError
 from runtimeshim.oci.state import ContainerError, Directory, NotFoundError, Record

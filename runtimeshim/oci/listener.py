@@ -6,14 +6,17 @@ before, and what is left is one sendmsg.
 
 from __future__ import annotations
 
-import json
+import _socket
 import os
-import socket
-from collections.abc import Callable, Mapping
-from typing import Any
 
+from runtimeshim import json_text
 from runtimeshim.linux import seccomp, syscalls
 from runtimeshim.oci.errors import StageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 
 def connect(profile: Mapping[str, Any] | None) -> int | None:
@@ -21,14 +24,13 @@ def connect(profile: Mapping[str, Any] | None) -> int | None:
     if not profile or not seccomp.needs_listener(profile):
         return None
     path = profile["listenerPath"]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
-            connection.connect(path)
-        except OSError as err:
-            raise StageError(
-                "seccomp", f"linux.seccomp.listenerPath: {path}: {err.strerror}"
-            ) from err
-        return connection.detach()
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        connection.connect(path)
+    except OSError as err:
+        connection.close()
+        raise StageError("seccomp", f"linux.seccomp.listenerPath: {path}: {err.strerror}") from err
+    return connection.detach()
 
 
 def host_pid() -> int:
@@ -53,7 +55,7 @@ def wrap(
         "metadata": profile.get("listenerMetadata") or "",
         "state": dict(state),
     }
-    send = syscalls.prepare_send_fd(connection, json.dumps(message).encode())
+    send = syscalls.prepare_send_fd(connection, json_text.dumps(message).encode())
 
     def install_and_send() -> None:
         send(install())

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from runtimeshim.linux import mounts as m
 from runtimeshim.linux import userns
 from runtimeshim.oci import devices, mounting, rootfs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 
 class Prepared:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from runtimeshim.linux import mounts as m
 from runtimeshim.oci.errors import SpecError
 
@@ -49,19 +47,46 @@ _IGNORED = frozenset({"defaults", "bind", "rbind", "loud", "silent"})
 _EXTENSIONS = frozenset({"idmap", "ridmap", "tmpcopyup"})
 
 
-class MountOptions(NamedTuple):
+class MountOptions:
     """A mount's options, sorted by what the kernel does with them."""
 
-    bind: bool
-    recursive: bool
-    set_: int
-    clear: int
-    set_recursive: int
-    clear_recursive: int
-    propagation: tuple[int, ...]
-    data: tuple[tuple[str, str | None], ...]  # for the filesystem itself
-    copy_up: bool = False
-    recursive_idmap: bool = False
+    __slots__ = (
+        "bind",
+        "clear",
+        "clear_recursive",
+        "copy_up",
+        "data",
+        "propagation",
+        "recursive",
+        "recursive_idmap",
+        "set_",
+        "set_recursive",
+    )
+
+    def __init__(
+        self,
+        *,
+        bind: bool,
+        recursive: bool,
+        set_: int,
+        clear: int,
+        set_recursive: int,
+        clear_recursive: int,
+        propagation: tuple[int, ...],
+        data: tuple[tuple[str, str | None], ...],
+        copy_up: bool,
+        recursive_idmap: bool,
+    ) -> None:
+        self.bind = bind
+        self.recursive = recursive
+        self.set_ = set_
+        self.clear = clear
+        self.set_recursive = set_recursive
+        self.clear_recursive = clear_recursive
+        self.propagation = propagation
+        self.data = data  # for the filesystem itself
+        self.copy_up = copy_up
+        self.recursive_idmap = recursive_idmap
 
 
 def parse(options: list[str], fstype: str, field: str) -> MountOptions:

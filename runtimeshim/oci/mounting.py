@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from runtimeshim.linux import mounts as m
 from runtimeshim.linux import overlay
 from runtimeshim.oci import copy_up, mount_options, resolve
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    Mount = Mapping[str, Any]
 
 # A symbolic link at one of these would put it elsewhere (CVE-2019-19921, CVE-2023-27561).
 NO_SYMLINK_TYPES = frozenset({"proc", "sysfs"})
 
 # SELinux's context of files that carry no label of their own.
 LABELLED_TYPES = frozenset({"tmpfs", "mqueue", "ramfs"})
-
-Mount = Mapping[str, Any]
 
 
 class Surroundings:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from runtimeshim.linux import syscalls, userns
 from runtimeshim.oci.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 FLAGS = {
     "pid": syscalls.CLONE_NEWPID,
@@ -23,6 +26,8 @@ FLAGS = {
 
 # These take a process's children, never itself (man 2 unshare).
 _OF_CHILDREN = {syscalls.CLONE_NEWPID: "pid", syscalls.CLONE_NEWTIME: "time"}
+
+_NEWPID = syscalls.CLONE_NEWPID
 
 # What exec joins of a container's init: everything, since setns to one's own is no change. But
 # for the user namespace, where it is an error.
@@ -99,6 +104,10 @@ class Namespaces:
         if self.made:
             syscalls.unshare(self.made)
         self.close()
+
+    def plain(self) -> bool:
+        """Tell whether a child that stands by in a new PID namespace will do for them."""
+        return self.pid_new and self.user_fd is None and self._flags_of_children() == [_NEWPID]
 
     def fork(self) -> int:
         """Fork a child into the PID and time namespaces; our own children's stay as they were.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
 from runtimeshim.oci.errors import StageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtimeshim.linux.rtnetlink import Netlink

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import stat
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from runtimeshim.linux import capabilities, syscalls
+from runtimeshim.linux.signals import signal
 from runtimeshim.oci import fields
 from runtimeshim.oci.errors import StageError
 
-Process = Mapping[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    Process = Mapping[str, Any]
 
 # Used where the spec has no PATH, as execvp(3) does.
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

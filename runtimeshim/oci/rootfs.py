@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from runtimeshim.linux import mounts as m
 from runtimeshim.linux import overlay as overlays
@@ -18,6 +16,11 @@ from runtimeshim.linux import syscalls
 from runtimeshim.oci import mount_options, resolve
 from runtimeshim.oci.errors import SpecError
 from runtimeshim.oci.mounting import place, place_and_close
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
 
 def detach_from_host(propagation: str | None, rootfs: str) -> None:

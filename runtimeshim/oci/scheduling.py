@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from runtimeshim.linux import scheduling
 from runtimeshim.oci import fields
 from runtimeshim.oci.errors import StageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 
 def apply(process: Mapping[str, Any], pid: int) -> None:

@@ -7,10 +7,13 @@ field.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from typing import Any
 
-Check = Callable[[Any], None]
+    Check = Callable[[Any], None]
+
 
 UINT16 = (1 << 16) - 1
 UINT32 = (1 << 32) - 1

@@ -8,10 +8,13 @@ what they do. Everything else fails with EPERM.
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection
-from typing import Any
 
 from runtimeshim.linux import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Any
 
 ALLOW = "SCMP_ACT_ALLOW"
 ERRNO = "SCMP_ACT_ERRNO"

@@ -7,13 +7,16 @@ ask of each other.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from runtimeshim.linux.cgroups import units
 from runtimeshim.oci import fields, sysctls
 from runtimeshim.oci.errors import SpecError
 from runtimeshim.oci.schema import Wrong, quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 # What lxcfs and its like show instead of the host's, as runc lets them.
 OVER_PROC = frozenset(

@@ -22,16 +22,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
 
+from runtimeshim import json_text
 from runtimeshim.linux.cgroups import CgroupManager
+from runtimeshim.linux.signals import signal
 from runtimeshim.oci import gate
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 VERSION = 1
 
@@ -147,6 +149,12 @@ class Directory:
         self.seccomp_cache = f"{root}/.seccomp"
         self._fd = fd
 
+    def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of it, and of the lock."""
         if self._fd >= 0:
@@ -170,11 +178,11 @@ class Directory:
     def save(self, record: Record) -> None:
         """Write state.json, whole or not at all."""
         content = {"version": VERSION} | {name: getattr(record, name) for name in Record.__slots__}
-        self._write("state.json", json.dumps(content))
+        self._write("state.json", json_text.dumps(content))
 
     def save_spec(self, spec: Mapping[str, Any]) -> None:
         """Keep the specification: what becomes of the bundle's own is its owner's affair."""
-        self._write("config.json", json.dumps(spec))
+        self._write("config.json", json_text.dumps(spec))
 
     def _write(self, name: str, content: str) -> None:
         new = f"{self.path}/.{name}.new"
@@ -186,7 +194,7 @@ class Directory:
         """Read state.json. Raises NotFoundError: a creation that was killed may have left none."""
         try:
             with open(f"{self.path}/state.json", "rb", buffering=0) as source:
-                content = json.loads(source.read())
+                content = json_text.loads(source.read())
         except FileNotFoundError:
             raise NotFoundError from None
         if content.pop("version") != VERSION:
@@ -196,7 +204,7 @@ class Directory:
     def spec(self) -> dict[str, Any]:
         """Read the specification that the container was created from."""
         with open(f"{self.path}/config.json", "rb", buffering=0) as source:
-            spec: dict[str, Any] = json.loads(source.read())
+            spec: dict[str, Any] = json_text.loads(source.read())
         return spec
 
     def status(self, record: Record, manager: CgroupManager) -> str:
@@ -272,16 +280,16 @@ def find(root: str, container_id: str) -> Directory:
     return Directory(root, container_id, fd)
 
 
-@contextmanager
-def opened(root: str, container_id: str, *, lock: bool = False) -> Iterator[Directory]:
-    """Open a container for as long as the block lasts; with the lock to change it."""
+def opened(root: str, container_id: str, *, lock: bool = False) -> Directory:
+    """Open a container for as long as a with block lasts; with the lock to change it."""
     directory = find(root, container_id)
     try:
         if lock:
             directory.lock()
-        yield directory
-    finally:
+    except BaseException:
         directory.close()
+        raise
+    return directory
 
 
 def ids(root: str) -> list[str]:

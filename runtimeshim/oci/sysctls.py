@@ -7,12 +7,15 @@ Only what belongs to one of the container's own namespaces: anything else would 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from runtimeshim.linux import mounts as m
 from runtimeshim.linux import syscalls
 from runtimeshim.oci import resolve
 from runtimeshim.oci.schema import Wrong, quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 IPC = frozenset(
     {

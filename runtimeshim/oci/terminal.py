@@ -6,12 +6,13 @@ import fcntl
 import os
 import stat
 import struct
-import termios
 
 from runtimeshim.linux import mounts as m
 from runtimeshim.oci import resolve
 
-# man 2 ioctl_tty; not in the termios module
+# man 2 ioctl_tty; the first two are in the termios module, which is one more to import
+TIOCSCTTY = 0x540E
+TIOCSWINSZ = 0x5414
 TIOCGPTPEER = 0x5441
 TIOCSPTLCK = 0x40045431
 PTMX_DEVICE = os.makedev(5, 2)
@@ -49,7 +50,7 @@ def bind_console(root: int, slave: int) -> None:
 
 def take_control(slave: int) -> None:
     """Make the terminal ours: controlling terminal of a new session, and 0, 1, 2."""
-    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    fcntl.ioctl(slave, TIOCSCTTY, 0)
     for fd in (0, 1, 2):
         os.dup2(slave, fd)
     os.close(slave)
@@ -58,4 +59,4 @@ def take_control(slave: int) -> None:
 def set_size(master: int, width: int, height: int) -> None:
     """Set the window size in characters; zero means unknown and changes nothing."""
     if width > 0 and height > 0:
-        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        fcntl.ioctl(master, TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))

@@ -1,8 +1,8 @@
 """The process that creates a container for its shim, and ends.
 
     shim                              creator
-      ├── fork ──────────────────────────►│ waits
-      ├── request ───────────────────────►│ the handler's create: cgroup, pipes, fork of the init …
+      ├── fork ──────────────────────────►│ waits, beside an init to be (oci/standby.py)
+      ├── request ───────────────────────►│ the handler's create: cgroup, pipes, the init …
       │◄────────────── task, fds or error ┤ ends: the shim, a subreaper, is the init's parent
       │
 
@@ -16,7 +16,10 @@ import socket
 from collections.abc import Callable
 
 from runtimeshim import wire
+from runtimeshim.oci import container
 from runtimeshim.oci.errors import StageError
+from runtimeshim.oci.standby import Standby
+from runtimeshim.shim import rehearsal
 from runtimeshim.shim.handler import Handler, in_child
 from runtimeshim.shim.task import Task
 
@@ -52,13 +55,22 @@ class Creator:
         return Task(self._choose(request), request, message, named)
 
     def _serve(self, sock: socket.socket) -> None:
+        standby = _stand_by()
+        rehearsal.rehearse_create()
         received = wire.receive(sock)
         if received is None:  # the shim ended before it had anything to create
             return
         request, _ = received
         handler = self._choose(request)
-        made, fds = handler.create(request)
+        made, fds = handler.create(request, standby)
         try:
             wire.send(sock, {**made, "names": list(fds)}, list(fds.values()))
         except OSError:  # the shim was killed meanwhile: nobody will have this container
             handler.abandon(request, made)
+
+
+def _stand_by() -> Standby | None:
+    try:
+        return Standby(container.plan, rehearsal.rehearse_init)
+    except OSError:  # no PID namespace to be had now: the next container may need none
+        return None

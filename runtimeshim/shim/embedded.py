@@ -14,6 +14,7 @@ from runtimeshim.oci import container as oci
 from runtimeshim.oci import init, join, spec
 from runtimeshim.oci.errors import StageError
 from runtimeshim.oci.namespaces import Namespaces
+from runtimeshim.oci.standby import Standby
 from runtimeshim.shim.handler import Stdio
 from runtimeshim.shim.task import Task, fds_of
 
@@ -21,11 +22,13 @@ from runtimeshim.shim.task import Task, fds_of
 class Embedded:
     """See Handler."""
 
-    def create(self, request: wire.Message) -> tuple[dict[str, Any], dict[str, int]]:
+    def create(
+        self, request: wire.Message, standby: Standby | None
+    ) -> tuple[dict[str, Any], dict[str, int]]:
         """See Handler."""
         bundle, options = request["bundle"], request["options"]
         container = oci.Container(bundle, oci.load(bundle), options["seccomp_cache"])
-        container.create(options["rootfs"], stdin=options["stdin"])
+        container.create(options["rootfs"], stdin=options["stdin"], standby=standby)
         linux = container.spec.get("linux") or {}
         made = {
             "pid": container.pid,

@@ -21,6 +21,7 @@ from runtimeshim.linux.cgroups import units
 from runtimeshim.oci import container as oci
 from runtimeshim.oci import rootfs
 from runtimeshim.oci.errors import StageError
+from runtimeshim.oci.standby import Standby
 from runtimeshim.oci.stdio import Streams
 from runtimeshim.shim.handler import Stdio, in_child
 from runtimeshim.shim.task import Task, fds_of
@@ -53,8 +54,12 @@ class External:
         self._name = name
         self._path = path
 
-    def create(self, request: wire.Message) -> tuple[dict[str, Any], dict[str, int]]:
+    def create(
+        self, request: wire.Message, standby: Standby | None
+    ) -> tuple[dict[str, Any], dict[str, int]]:
         """See Handler."""
+        if standby is not None:
+            standby.end()
         bundle, options = request["bundle"], request["options"]
         began = time.monotonic_ns()
         spec = oci.load(bundle)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from runtimeshim import wire
 from runtimeshim.oci.errors import StageError
+from runtimeshim.oci.standby import Standby
 
 if TYPE_CHECKING:
     from runtimeshim.shim.task import Task
@@ -23,9 +24,12 @@ Stdio = tuple[int, int, int] | None  # None: a new terminal
 class Handler(Protocol):
     """How containers are created, started, exec'd into, signalled and taken down."""
 
-    def create(self, request: wire.Message) -> tuple[dict[str, Any], dict[str, int]]:
+    def create(
+        self, request: wire.Message, standby: Standby | None
+    ) -> tuple[dict[str, Any], dict[str, int]]:
         """Create the container of a bundle, in a process that ends after it.
 
+        The process that stands by becomes the container's init, or is ended.
         Returns what makes a Task: its values, and fds by name. Raises StageError; nothing of the
         container is left then.
         """

@@ -16,6 +16,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from runtimeshim.cli import sealed
+
 # All private names of this session hold it: directories, and through them command lines,
 # mount sources and environments of the processes that belong to the session.
 SESSION = f"cri-{os.getpid()}-"
@@ -99,7 +101,8 @@ def mounts() -> Iterator[str]:
         left, _, right = line.partition(" - ")
         root, target = left.split()[3:5]
         kind, source = right.split()[:2]
-        if target != NAMED_NAMESPACES:
+        # Those of interpreters are made once a boot, and stay.
+        if target != NAMED_NAMESPACES and not target.startswith(sealed.INTERPRETERS):
             yield f"{target} ({kind} from {source}, root {root})"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,8 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from runtimeshim.cli import sealed
+from runtimeshim.linux import mounts
 from tests.integration import bundles, harness
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 RUNTIMESHIM = Path(sys.executable).parent / "runtimeshim"
 
 # Bounds a test that hangs; nothing here takes a second.
@@ -24,7 +28,8 @@ TIMEOUT = 60.0
 class CLI:
     """`runtimeshim --root …`; containers and cgroups of one test."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, program: Path = RUNTIMESHIM) -> None:
+        self.program = program
         self.directory = directory
         self.root = directory / "root"
         self.cgroup = f"/crtest-cli-{os.getpid()}-{directory.name}"
@@ -45,7 +50,7 @@ class CLI:
         return directory
 
     def command(self, *arguments: str | Path, flags: Sequence[str] = ()) -> list[str]:
-        return [str(RUNTIMESHIM), "--root", str(self.root), *flags, *map(str, arguments)]
+        return [str(self.program), "--root", str(self.root), *flags, *map(str, arguments)]
 
     def __call__(
         self, *arguments: str | Path, flags: Sequence[str] = (), **options: Any
@@ -102,6 +107,31 @@ class CLI:
             self.ok("delete", "-f", name)
         assert [path.name for path in self.root.glob("[!.]*")] == []
         harness.remove_cgroups(self.cgroup)
+
+
+@contextmanager
+def installed_apart(directory: Path) -> Iterator[Path]:
+    """Install with an interpreter of its own, that may be overwritten; returns the program."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    programs = directory / "apart/bin"
+    packages = directory / "apart/lib" / version / "site-packages"
+    for made in (programs, packages):
+        made.mkdir(parents=True)
+    (directory / "apart/pyvenv.cfg").write_text(f"home = {sys.base_prefix}/bin\n")
+    shutil.copy(os.path.realpath(sys.executable), programs / "python3")
+    (packages / "runtimeshim").symlink_to(REPOSITORY / "runtimeshim")
+    try:
+        yield Path(shutil.copy(REPOSITORY / "runtimeshim/cli/bin/runtimeshim", programs))
+    finally:
+        forget_interpreter(programs)
+
+
+def forget_interpreter(programs: Path) -> None:
+    """Unmount the interpreter of an installation that is to go, if it has been mounted."""
+    mounted = Path(f"{sealed.INTERPRETERS}{programs}")
+    if mounted.is_mount():
+        mounts.umount(str(mounted))
+        shutil.rmtree(mounted.parent)
 
 
 @contextmanager

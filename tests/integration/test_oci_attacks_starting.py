@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -22,22 +23,24 @@ from typing import Any
 
 import pytest
 
+from runtimeshim.cli import sealed
 from runtimeshim.client import CreateError, Shim, ShimError
 from tests.integration import harness, test_oci_attacks, tiny_elf
-from tests.integration.oci_cli import CLI
+from tests.integration.oci_cli import CLI, installed_apart
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Iterator[CLI]:
-    made = CLI(tmp_path)
-    yield made
-    made.close()
+    with installed_apart(tmp_path) as program:
+        made = CLI(tmp_path, program)
+        yield made
+        made.close()
 
 
-def interpreter_hash() -> str:
-    return hashlib.sha256(Path(os.path.realpath(sys.executable)).read_bytes()).hexdigest()
+def interpreter_hash(cli: CLI) -> str:
+    return hashlib.sha256((cli.program.parent / "python3").read_bytes()).hexdigest()
 
 
 # CVE-2019-5736 as it was published: the image's dynamic linker gets the runtime as its program
@@ -49,10 +52,17 @@ OVERWRITE = (
 )
 
 
-def with_loader(cli: CLI) -> None:
+REMOUNT = (
+    "mkdir -p /tmp; : > /tmp/exe; mount -o remount,bind,rw /proc/self/fd/3;"
+    " mount --bind /proc/self/fd/3 /tmp/exe && mount -o remount,bind,rw /tmp/exe"
+    " && (echo x > /tmp/exe) && echo WRITTEN; "
+)
+
+
+def with_loader(cli: CLI, script: str = OVERWRITE) -> None:
     loader = cli.layer / tiny_elf.LOADERS[tiny_elf.machine()]
     loader.parent.mkdir()
-    loader.write_bytes(tiny_elf.open_self_and_run(OVERWRITE))
+    loader.write_bytes(tiny_elf.open_self_and_run(script))
     loader.chmod(0o755)
     (cli.layer / "bin/script").write_text("#!/proc/self/exe\n")
     (cli.layer / "bin/script").chmod(0o755)
@@ -71,25 +81,63 @@ def exec_detached(cli: CLI, program: str) -> Path:
 async def test_an_images_dynamic_linker_cannot_write_to_the_runtime_of_run(
     cli: CLI, program: str
 ) -> None:
-    before = interpreter_hash()
+    before = interpreter_hash(cli)
     with_loader(cli)
     output = cli.launch(cli.bundle([program]), "c", "run", "-d")  # nobody of ours stays behind
     await harness.until(lambda: output.read_text() != "")
     assert output.read_text() == "tried\n"
-    assert interpreter_hash() == before
+    assert interpreter_hash(cli) == before
 
 
 @pytest.mark.parametrize("program", ["/proc/self/exe", "/bin/script"])
 async def test_an_images_dynamic_linker_cannot_write_to_the_runtime_of_exec(
     cli: CLI, program: str
 ) -> None:
-    before = interpreter_hash()
+    before = interpreter_hash(cli)
     with_loader(cli)
     cli.started(["/bin/sleep", "1000"])
     output = exec_detached(cli, program)
     await harness.until(lambda: output.read_text() != "")
     assert output.read_text() == "tried\n"
-    assert interpreter_hash() == before
+    assert interpreter_hash(cli) == before
+
+
+async def test_the_mount_of_the_interpreter_cannot_be_made_writable(cli: CLI) -> None:
+    """By root with all capabilities: the mount is not in the container's mount namespace."""
+    before = interpreter_hash(cli)
+    with_loader(cli, f"( {REMOUNT} ) 2>/dev/null; {OVERWRITE}")
+    bundle = cli.write(test_oci_attacks.privileged(cli.spec(["/proc/self/exe"])))
+    output = cli.launch(bundle, "c", "run", "-d")
+    await harness.until(lambda: output.read_text() != "")
+    assert output.read_text() == "tried\n"
+    assert interpreter_hash(cli) == before
+
+
+async def test_a_volume_with_the_mount_of_the_interpreter_in_it_stays_read_only(cli: CLI) -> None:
+    """Even for root with all capabilities, who can remount what a volume has taken along."""
+    before = interpreter_hash(cli)
+    cli.ok("run", "-b", cli.bundle(["true"]), "first")  # it is mounted then
+    mounted = f"/volume{sealed.INTERPRETERS.removeprefix('/run')}{cli.program.parent}"
+    script = (
+        f"cd {mounted} && exec 3< python3; (mount -o remount,rw {mounted};"
+        f" mount -o remount,bind,rw {mounted}) 2>/dev/null; {OVERWRITE}"
+    )
+    spec = test_oci_attacks.privileged(cli.spec(["sh", "-c", script]))
+    spec["mounts"].append(test_oci_attacks.bind(Path("/run"), "/volume", "rbind"))
+    output = cli.launch(cli.write(spec), "c", "run", "-d")
+    await harness.until(lambda: output.read_text() != "")
+    assert output.read_text() == "tried\n"
+    assert interpreter_hash(cli) == before
+
+
+def test_without_a_mount_the_interpreter_is_a_sealed_copy(cli: CLI) -> None:
+    bundle = cli.bundle(["sleep", "1000"])
+    readonly = 'mount -t tmpfs -o ro none /run/runtimeshim && exec "$@"'
+    create = cli.command("create", "-b", bundle, "c")
+    subprocess.run(["unshare", "-m", "sh", "-c", readonly, "sh", *create], check=True)
+    fd = os.open(f"/proc/{cli.state()['pid']}/exe", os.O_RDONLY)
+    assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & sealed.SEALS == sealed.SEALS
+    os.close(fd)
 
 
 # CVE-2024-21626

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,16 @@ from pathlib import Path
 
 import pytest
 
+from runtimeshim.cli import sealed
 from tests.integration import harness
-from tests.integration.oci_cli import CLI, RUNTIMESHIM, read_all, receive_fd, receiver
+from tests.integration.oci_cli import (
+    CLI,
+    RUNTIMESHIM,
+    installed_apart,
+    read_all,
+    receive_fd,
+    receiver,
+)
 
 SLEEP = ["sleep", "1000"]
 
@@ -292,23 +301,40 @@ def test_the_init_that_waits_holds_nothing_of_the_host(cli: CLI) -> None:
     assert sorted(targets) == sorted([*fifos, "/dev/null", output, output])
 
 
-def test_the_hosts_interpreter_is_out_of_reach(cli: CLI) -> None:
-    """CVE-2019-5736: the entrypoint is the program that starts it, /proc/self/exe."""
-    interpreter = Path(os.path.realpath(sys.executable))
-    before = hashlib.sha256(interpreter.read_bytes()).digest()
-    cli.created(SLEEP)
-    exe = Path(f"/proc/{cli.state()['pid']}/exe")
-    assert exe.readlink().name != interpreter.name
-    assert not exe.samefile(interpreter)
-    with pytest.raises(OSError, match=r"Text file busy|Operation not permitted"):
-        exe.open("r+b")
-    held = os.open(exe, os.O_RDONLY)
-    cli.ok("kill", "c", "KILL")
-    cli.ok("delete", "-f", "c")
-    with pytest.raises(PermissionError):  # nobody runs it now, and still it cannot be written
-        os.write(os.open(f"/proc/self/fd/{held}", os.O_WRONLY), b"#!/bin/evil")
-    os.close(held)
-    assert hashlib.sha256(interpreter.read_bytes()).digest() == before
+def test_the_hosts_interpreter_is_out_of_reach(tmp_path: Path) -> None:
+    """CVE-2019-5736: what an init's /proc/self/exe is cannot be written to, now or later."""
+    with installed_apart(tmp_path) as program:
+        cli = CLI(tmp_path, program)
+        interpreter = program.parent / "python3"
+        before = hashlib.sha256(interpreter.read_bytes()).digest()
+        for _ in range(2):  # by the mount that the first command makes
+            cli.created(SLEEP)
+            exe = Path(f"/proc/{cli.state()['pid']}/exe")
+            assert exe.readlink() == Path(f"{sealed.INTERPRETERS}{interpreter}")
+            held = os.open(exe, os.O_RDONLY)
+            cli.ok("kill", "c", "KILL")
+            cli.ok("delete", "-f", "c")
+            with pytest.raises(OSError, match="Read-only file system"):  # nobody runs it now
+                os.write(os.open(f"/proc/self/fd/{held}", os.O_WRONLY), b"#!/bin/evil")
+            os.close(held)
+        assert hashlib.sha256(interpreter.read_bytes()).digest() == before
+        cli.close()
+
+
+def test_a_replaced_interpreter_is_the_one_that_runs(tmp_path: Path) -> None:
+    """By an update of its package: what is mounted is the old one, until the next command."""
+    with installed_apart(tmp_path) as program:
+        cli = CLI(tmp_path, program)
+        interpreter = program.parent / "python3"
+        cli.ok("run", "-b", cli.bundle(["true"]), "c")
+        new = Path(shutil.copy(interpreter, f"{interpreter}.new"))
+        new.write_bytes(new.read_bytes() + b"\n")  # it is executed all the same
+        new.rename(interpreter)
+        cli.created(SLEEP)
+        exe = Path(f"/proc/{cli.state()['pid']}/exe")
+        assert exe.readlink() == Path(f"{sealed.INTERPRETERS}{interpreter}")
+        assert exe.read_bytes() == interpreter.read_bytes()
+        cli.close()
 
 
 def test_a_cgroup_of_v1_takes_a_thread_that_joins_itself(cli: CLI) -> None:

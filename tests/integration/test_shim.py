@@ -361,6 +361,36 @@ def children(pid: int) -> set[str]:
     return {leaks.read(Path(f"/proc/{pid}/comm")).strip() for pid in pids} - {""}
 
 
+def init_standing_by(pid: int) -> int | None:
+    """The process below the spawner that is in a PID namespace of its own; without a container."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if os.readlink(f"/proc/{child}/ns/pid") != os.readlink("/proc/self/ns/pid"):
+            return int(child)
+        found = init_standing_by(int(child))
+        if found is not None:
+            return found
+    return None
+
+
+async def test_an_init_stands_by_and_one_that_was_killed_is_made_up_for(
+    rt: harness.Runtime,
+) -> None:
+    shim = await rt.start(rt.spec(["true"], "first"), "first")
+    await shim.wait()
+    await harness.until(lambda: init_standing_by(rt.spawner.pid) is not None)
+    first = init_standing_by(rt.spawner.pid)
+    shim = await rt.start(rt.spec(["true"], "second"), "second")
+    assert shim.pid == first
+    await shim.wait()
+    await harness.until(lambda: init_standing_by(rt.spawner.pid) is not None)
+    second = init_standing_by(rt.spawner.pid)
+    assert second is not None
+    os.kill(second, signal.SIGKILL)
+    shim = await rt.start(rt.spec(["sh", "-c", "exit 3"], "third"), "third")
+    assert shim.pid != second
+    assert (await shim.wait()).exit_code == 3
+
+
 async def test_fifty_containers_leave_nothing(rt: harness.Runtime) -> None:
     before = set(os.listdir("/proc/self/fd"))
 

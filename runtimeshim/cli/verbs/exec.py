@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
-from contextlib import ExitStack
-from typing import Any
 
+from runtimeshim import json_text
 from runtimeshim.cli import foreground, handover, launch
 from runtimeshim.cli.command import Context
 from runtimeshim.cli.options import Flag, Options, UsageError
+from runtimeshim.cli.undo import Undo
 from runtimeshim.linux import cgroups, syscalls
 from runtimeshim.oci import exec as oci_exec
 from runtimeshim.oci import state
 from runtimeshim.oci.state import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 FLAGS = (
     Flag("process p", "path", "the process object as JSON: instead of COMMAND and most flags"),
@@ -46,15 +49,18 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
     detached = options.flag("detach")
     pid_file = options.text("pid-file")
     preserved = launch.preserved_fds(options)
-    with ExitStack() as stack:
-        console = launch.connect(stack, options, "console-socket")
-        receiver = launch.connect(stack, options, "pidfd-socket")
-        directory = stack.enter_context(state.opened(context.root, arguments[0]))
-        target, spec = _target(stack, directory, options)
+    with Undo() as undo:
+        console = launch.connect(undo, options, "console-socket")
+        receiver = launch.connect(undo, options, "pidfd-socket")
+        directory = state.opened(context.root, arguments[0])
+        undo.add(directory.close)
+        target, spec = _target(undo, directory, options)
         process = process_object(options, spec["process"], arguments[1:])
         launch.check_terminal(process, console is not None, detached=detached)
         if not detached:
             foreground.hold_signals()
+            if process.get("terminal"):
+                foreground.begin(process)
         stdio = None if process.get("terminal") else (0, 1, 2)
         pid, master = oci_exec.start(target, process, stdio, preserve_fds=preserved)
         if master is not None and console is not None:
@@ -67,7 +73,7 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
 
 
 def _target(
-    stack: ExitStack, directory: state.Directory, options: Options
+    undo: Undo, directory: state.Directory, options: Options
 ) -> tuple[oci_exec.Target, dict[str, Any]]:
     """Return the container, which has to run, and its specification."""
     record, manager = directory.record(), cgroups.manager()
@@ -81,7 +87,7 @@ def _target(
     if below and manager.version == 1:
         raise UsageError("--cgroup is not supported on cgroup v1")
     pidfd = record.open_init()
-    stack.callback(os.close, pidfd)
+    undo.add(lambda: os.close(pidfd))
     target = oci_exec.Target(
         pid=record.pid,
         pidfd=pidfd,
@@ -101,6 +107,7 @@ def process_object(options: Options, own: Mapping[str, Any], command: list[str])
     if not command:
         raise UsageError("a COMMAND is needed, or --process")
     process: dict[str, Any] = {**own, "args": command, "terminal": options.flag("tty")}
+    process.pop("consoleSize", None)  # that of the container's own terminal
     process["env"] = [*(own.get("env") or ()), *options.texts("env")]
     process["cwd"] = options.text("cwd") or own["cwd"]
     process["user"] = _user(options, own.get("user") or {})
@@ -117,7 +124,7 @@ def process_object(options: Options, own: Mapping[str, Any], command: list[str])
 def _read(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as source:
-            given = json.load(source)
+            given = json_text.loads(source.read())
     except ValueError as err:
         raise UsageError(f"--process: {path}: {err}") from err
     if not isinstance(given, dict):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from runtimeshim.cli.command import OCI_VERSION, Context
 from runtimeshim.cli.options import Flag, Options, exactly
 from runtimeshim.linux import capabilities, cgroups, seccomp
 from runtimeshim.oci import fields, mount_options, namespaces
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FLAGS: tuple[Flag, ...] = ()
 STOP_AT = None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-
 from runtimeshim.cli.command import Context
 from runtimeshim.cli.options import Flag, Options, UsageError
 from runtimeshim.linux import cgroups
+from runtimeshim.linux.signals import signal
 from runtimeshim.oci import lifecycle, state
 
 FLAGS = (Flag("all a", "", "signal all processes, also after the init has ended"),)
@@ -30,10 +29,11 @@ def parse_signal(given: str) -> int:
         number = int(given)
     else:
         name, plus, offset = given.upper().removeprefix("SIG").partition("+")
-        found = signal.__dict__.get(f"SIG{name}")
-        if not isinstance(found, signal.Signals) or (plus and not offset.isdigit()):
+        found = getattr(signal, f"SIG{name}", None)
+        # SIG_BLOCK and the like are no signals.
+        if found is None or name.startswith("_") or (plus and not offset.isdigit()):
             raise UsageError(f"unknown signal {given!r}")
-        number = found + int(offset or 0)
+        number = int(found) + int(offset or 0)
     if not 1 <= number < signal.NSIG:
         raise UsageError(f"unknown signal {given!r}")
     return number

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import pwd
-from typing import Any
 
+from runtimeshim import json_text
 from runtimeshim.cli.command import Context
 from runtimeshim.cli.options import Flag, Options, UsageError, exactly
 from runtimeshim.linux import cgroups
 from runtimeshim.oci import state
 from runtimeshim.oci.state import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FLAGS = (
     Flag("format f", "format", "table (default) or json"),
@@ -32,7 +35,7 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
     if options.flag("quiet"):
         lines = [str(each["id"]) for each in found]
     elif form == "json":
-        lines = [json.dumps(found)]
+        lines = [json_text.dumps(found)]
     else:
         lines = table([COLUMNS, *([str(each[name]) for name in COLUMNS] for each in found)])
         lines[0] = lines[0].upper()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+from runtimeshim import json_text
 from runtimeshim.cli.command import Context
 from runtimeshim.cli.options import Flag, Options, exactly
 from runtimeshim.linux import cgroups
@@ -19,5 +18,9 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
     with state.opened(context.root, container_id) as directory:
         record = directory.record()
         now = directory.status(record, cgroups.manager())
-    print(json.dumps(state.describe(record, now), indent=2))
+    members = [
+        f'  "{name}": {json_text.dumps(value)}'
+        for name, value in state.describe(record, now).items()
+    ]
+    print("{", ",\n".join(members), "}", sep="\n")
     return 0

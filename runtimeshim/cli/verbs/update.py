@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
 
 from runtimeshim.cli.command import Context
 from runtimeshim.cli.options import Flag, Options, UsageError, exactly
 from runtimeshim.linux import cgroups
 from runtimeshim.oci import state
 from runtimeshim.oci.state import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # flag -> where its value belongs in linux.resources
 NUMBERS = {

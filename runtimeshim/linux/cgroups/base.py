@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
-class OomWatch(NamedTuple):
+class OomWatch:
     """A file that tells when the OOM killer may have come, for poll(2)."""
 
-    fd: int  # the caller's to close
-    eventfd: bool  # readable then, and to be read; else it has an exceptional condition
+    __slots__ = ("eventfd", "fd")
+
+    def __init__(self, fd: int, *, eventfd: bool) -> None:
+        self.fd = fd  # the caller's to close
+        self.eventfd = eventfd  # readable then, and to be read; else an exceptional condition
 
     def clear(self) -> None:
         """Take the notification, so that the next one is seen."""

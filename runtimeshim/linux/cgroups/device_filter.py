@@ -13,11 +13,14 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Sequence
 
 from runtimeshim.linux.cgroups.devices import ANY, Rule
 from runtimeshim.linux.cgroups.files import CgroupError
 from runtimeshim.linux.syscalls import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SYS_BPF = 321 if os.uname().machine == "x86_64" else 280
 

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from runtimeshim.linux.cgroups.files import CgroupError, write_each
 from runtimeshim.linux.cgroups.resources import flag, integer, text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 ANY = -1
 ACCESS = "rwm"
 
 
-class Rule(NamedTuple):
+class Rule:
     """One rule: allow or deny `access` ("rwm") to a kind ("a", "b", "c") of device.
 
     `major` and `minor` are numbers or ANY. Kind "a" is every device with every access.
     """
 
-    allow: bool
-    kind: str
-    major: int
-    minor: int
-    access: str
+    __slots__ = ("access", "allow", "kind", "major", "minor")
+
+    def __init__(self, allow: bool, kind: str, major: int, minor: int, access: str) -> None:
+        self.allow = allow
+        self.kind = kind
+        self.major = major
+        self.minor = minor
+        self.access = access
 
     def line(self) -> str:
         """Return the rule as devices.allow and devices.deny take it ("c 1:3 rwm")."""

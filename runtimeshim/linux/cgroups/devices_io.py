@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 
 from runtimeshim.linux.cgroups.files import CgroupError, write
-from runtimeshim.linux.cgroups.resources import Section, entries, integer, positive, section, text
+from runtimeshim.linux.cgroups.resources import entries, integer, positive, section, text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from runtimeshim.linux.cgroups.resources import Section
 
 THROTTLES = (
     # field of blockIO, file of v1, key in io.max of v2

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+
+from runtimeshim.linux.signals import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
 
 PROCS = "cgroup.procs"
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from runtimeshim.linux.cgroups.files import CgroupError, write
 
-Section = Mapping[str, object]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Section = Mapping[str, object]
 
 
 def _wrong(field: str, value: object, wanted: str) -> CgroupError:
@@ -21,7 +23,7 @@ def section(resources: Section, name: str) -> Section:
     value = resources.get(name)
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise _wrong(name, value, "an object")
     return value
 
@@ -31,7 +33,7 @@ def entries(resources: Section, name: str) -> Sequence[Section]:
     value = resources.get(name)
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise _wrong(name, value, "a list of objects")
     return value
 
@@ -76,13 +78,22 @@ def limit(value: int) -> str:
     return "max" if value < 0 else str(value)
 
 
-class Limit(NamedTuple):
+class Limit:
     """What one controller does with a field of linux.resources."""
 
-    field: str
-    controller: str
-    keys: tuple[str, ...]  # the members of the field that concern it; none: the field is a list
-    apply: Callable[[str, Section], None]
+    __slots__ = ("apply", "controller", "field", "keys")
+
+    def __init__(
+        self,
+        field: str,
+        controller: str,
+        keys: tuple[str, ...],
+        apply: Callable[[str, Section], None],
+    ) -> None:
+        self.field = field
+        self.controller = controller
+        self.keys = keys  # the members of the field that concern it; none: the field is a list
+        self.apply = apply
 
     def wanted(self, resources: Section) -> bool:
         """Tell whether the resources set anything of this controller's."""

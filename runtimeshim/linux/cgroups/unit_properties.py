@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Callable
 
 from runtimeshim.linux.cgroups import v2_limits
 from runtimeshim.linux.cgroups.files import CgroupError
-from runtimeshim.linux.cgroups.resources import Section, integer, positive, section, text
+from runtimeshim.linux.cgroups.resources import integer, positive, section, text
 from runtimeshim.linux.dbus import Variant
 from runtimeshim.linux.systemd import Property
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtimeshim.linux.cgroups.resources import Section
 
 INFINITY = (1 << 64) - 1
 SECOND = 1_000_000  # in µs

@@ -7,8 +7,6 @@ of a cgroup filesystem look different: they begin with "/".
 from __future__ import annotations
 
 import errno
-import re
-from typing import NamedTuple
 
 from runtimeshim.linux.cgroups.files import CgroupError
 
@@ -17,14 +15,17 @@ SCOPE_PREFIX = "cri-criserver"
 ROOT_SLICE = "-.slice"
 MAX_NAME = 255  # of a unit (UNIT_NAME_MAX), and of a directory
 
-_PART = re.compile(r"[A-Za-z0-9:_.\\]+(-[A-Za-z0-9:_.\\]+)*")
+_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.\\")
 
 
-class Unit(NamedTuple):
+class Unit:
     """A slice, or a scope in a slice."""
 
-    slice: str
-    scope: str = ""
+    __slots__ = ("scope", "slice")
+
+    def __init__(self, slice: str, scope: str = "") -> None:
+        self.slice = slice
+        self.scope = scope
 
     @property
     def name(self) -> str:
@@ -53,7 +54,7 @@ def parse(path: str) -> Unit:
     if name.endswith(SLICE):
         return Unit(_checked_slice(name, path))
     scope = f"{prefix}-{name}{SCOPE}" if prefix else f"{name}{SCOPE}"
-    if not name or not _PART.fullmatch(scope) or len(scope) > MAX_NAME:
+    if not name or not _is_name(scope) or len(scope) > MAX_NAME:
         raise _wrong(path, f"{scope!r} is no name of a unit")
     return Unit(slice_, scope)
 
@@ -81,10 +82,15 @@ def ancestry(slice_: str) -> list[str]:
 
 def _checked_slice(name: str, path: str) -> str:
     stem = name.removesuffix(SLICE)
-    valid = name == ROOT_SLICE or (name.endswith(SLICE) and _PART.fullmatch(stem))
+    valid = name == ROOT_SLICE or (name.endswith(SLICE) and _is_name(stem))
     if not valid or len(name) > MAX_NAME:
         raise _wrong(path, f"{name!r} is no name of a slice")
     return name
+
+
+def _is_name(stem: str) -> bool:
+    """Tell whether units may be called so: "-" divides what has characters of its own."""
+    return all(part and _CHARACTERS.issuperset(part) for part in stem.split("-"))
 
 
 def _wrong(path: str, why: str) -> CgroupError:

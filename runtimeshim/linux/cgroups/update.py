@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from runtimeshim.linux.cgroups.base import CgroupManager
 from runtimeshim.linux.cgroups.files import CgroupError, read
-from runtimeshim.linux.cgroups.resources import Section, entries, section, text
+from runtimeshim.linux.cgroups.resources import entries, section, text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from runtimeshim.linux.cgroups.resources import Section
 
 # v1 writes "no limit" as the largest number of pages.
 _MAX_LIMIT = 1 << 62

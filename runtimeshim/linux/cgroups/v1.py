@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from runtimeshim.linux.cgroups import files, v1_limits
 from runtimeshim.linux.cgroups import resources as oci
 from runtimeshim.linux.cgroups.base import CgroupManager, OomWatch
 from runtimeshim.linux.cgroups.files import CgroupError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 # A frozen cgroup cannot fork, so one pass kills all of it. A process in an uninterruptible sleep
 # does not freeze: after 100 ms the kill goes on without it.
@@ -27,11 +29,14 @@ GONE = (errno.ENOENT, errno.ENODEV)
 CPUSET_FILES = ("cpuset.cpus", "cpuset.mems")
 
 
-class Hierarchy(NamedTuple):
+class Hierarchy:
     """One mounted hierarchy: the name of its directory, which lists its controllers."""
 
-    name: str
-    directory: str
+    __slots__ = ("directory", "name")
+
+    def __init__(self, name: str, directory: str) -> None:
+        self.name = name
+        self.directory = directory
 
     def mount_options(self) -> str:
         """Return the options that mount this hierarchy again; systemd's has no controller."""

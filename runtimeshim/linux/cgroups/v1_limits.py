@@ -9,7 +9,6 @@ from runtimeshim.linux.cgroups import devices, devices_io
 from runtimeshim.linux.cgroups.files import CgroupError, read, write
 from runtimeshim.linux.cgroups.resources import (
     Limit,
-    Section,
     entries,
     flag,
     integer,
@@ -19,6 +18,10 @@ from runtimeshim.linux.cgroups.resources import (
     text,
     write_hugetlb,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtimeshim.linux.cgroups.resources import Section
 
 MEMORY_LIMIT = "memory.limit_in_bytes"
 SWAP_LIMIT = "memory.memsw.limit_in_bytes"

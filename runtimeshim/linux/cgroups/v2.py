@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
 
 from runtimeshim.linux.cgroups import files, v2_limits
 from runtimeshim.linux.cgroups import resources as oci
 from runtimeshim.linux.cgroups.base import CgroupManager, OomWatch
 from runtimeshim.linux.cgroups.files import CgroupError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # Controllers that a container's limits need; others (misc, dmem, …) stay as the host has them.
 USED = ("cpu", "cpuset", "io", "memory", "pids", "hugetlb", "rdma")

@@ -10,7 +10,6 @@ from runtimeshim.linux.cgroups import device_filter, devices, devices_io
 from runtimeshim.linux.cgroups.files import CgroupError, read, write
 from runtimeshim.linux.cgroups.resources import (
     Limit,
-    Section,
     entries,
     flag,
     integer,
@@ -21,6 +20,10 @@ from runtimeshim.linux.cgroups.resources import (
     text,
     write_hugetlb,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtimeshim.linux.cgroups.resources import Section
 
 MIN_SHARES, MAX_SHARES = 2, 262144
 MIN_WEIGHT, MAX_WEIGHT = 1, 10000

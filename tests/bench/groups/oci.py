@@ -22,6 +22,7 @@ from tests.bench.peers import version
 from tests.bench.plan import Bench, progress
 from tests.bench.results import Column, Results
 from tests.integration import bundles, harness
+from tests.integration.oci_cli import forget_interpreter
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PEERS = ("runc", "crun", "youki")
@@ -33,7 +34,10 @@ def measure(bench: Bench) -> None:
     """Every runtime in turns, the spawner among them."""
     directory = bench.directory / "oci"
     directory.mkdir()
-    asyncio.run(_measure(directory, bench.results, bench.plan.oci))
+    try:
+        asyncio.run(_measure(directory, bench.results, bench.plan.oci))
+    finally:
+        forget_interpreter(directory / "installed/bin")
 
 
 async def _measure(directory: Path, results: Results, rounds: int) -> None:
