@@ -155,6 +155,7 @@ class Creation:
             _check_ready(runtime.sandboxes.mirror.get(self._sandbox.id))
             runtime.containers.created(
                 self._id,
+                config=self._config.SerializeToString(),  # with the images of its volumes
                 image_id=image.id,
                 log_path=self._log.path,
                 stop_signal=stop_signal,

@@ -35,14 +35,15 @@ async def prepare(
 ) -> dict[int, tuple[str, ...]]:
     """Return the lower directories of each image volume by its index in config.mounts.
 
-    The images' layers stay until the container's root filesystem is removed. Raises
-    FailedPreconditionError.
+    Each mount's image_ref becomes the id of the image that was found, for the status. The images'
+    layers stay until the container's root filesystem is removed. Raises FailedPreconditionError.
     """
     found = {}
     for index, mount in enumerate(config.mounts):
         if mount.HasField("image"):
             try:
                 image = images.resolve(mount.image.image)
+                mount.image.image_ref = image.id
                 found[index] = await images.image_volume(image, container_id, mount.image_sub_path)
             except CRIError as err:
                 raise FailedPreconditionError(

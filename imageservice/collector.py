@@ -28,7 +28,10 @@ class Collector:
         """Delete a directory in the background, after those that were handed over before.
 
         Its name has to say that it is in nobody's use: the next start deletes what a crash leaves.
+        What is on its way already is not deleted twice.
         """
+        if directory in self._directories:
+            return
         self._directories.append(directory)
         if len(self._directories) == 1:
             self._begin(self._delete_directories())

@@ -178,7 +178,7 @@ class Snapshots:
         there = {path.name for path in self.directory.iterdir()}
         for name in there:
             if name.startswith(_TRASH):
-                await asyncio.to_thread(shutil.rmtree, self.directory / name)
+                self._collector.delete_later(self.directory / name)
             elif name not in keep:
                 await self.remove(name)
         for name in self._store.snapshots() - keep - there:

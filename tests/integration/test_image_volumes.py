@@ -93,6 +93,9 @@ def test_mount_options_and_status(pods: Pods, pod: str) -> None:
     assert {"ro", "nosuid", "nodev", "noexec"} <= set(options)
     (status,) = pods.status(container).mounts
     assert status.image.image == VOLUME
+    request = cri.ImageStatusRequest(image=cri.ImageSpec(image=VOLUME))
+    found = pods.daemon.images.ImageStatus(request, timeout=RPC_SECONDS).image
+    assert status.image.image_ref == found.id  # what PullImage returns (KEP-5365)
 
 
 REFUSED = {
