@@ -60,7 +60,7 @@ from podsandbox.network.cni_plugins import PluginObserver
 from podsandbox.network.pod_cidrs import PodCIDRs
 from podsandbox.plan import SandboxHost
 from runtimeshim.client import Spawner, SpawnerError
-from runtimeshim.linux import cgroups
+from runtimeshim.linux import allocator, cgroups
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -88,6 +88,7 @@ def main(args: Sequence[str]) -> int:
         config = configuration.load_flags(options)
         logs.set_up(config.log_level, config.log_format)
         os.umask(0o022)  # modes in this project are those that are written
+        allocator.use_one_arena()  # docs/performance.md, memory
         lock = _lock(config)
         try:
             asyncio.run(serve(config, lambda: configuration.load_flags(options)))

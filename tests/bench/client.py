@@ -77,6 +77,11 @@ class Client:
         self.runtime.RemovePodSandbox(request, timeout=RPC_SECONDS)
         self._configs.pop(pod, None)
 
+    def take_away(self, pod: str) -> None:
+        """StopPodSandbox and RemovePodSandbox."""
+        self.stop_pod(pod)
+        self.remove_pod(pod)
+
     def pod_status(self, pod: str, *, verbose: bool = False) -> cri.PodSandboxStatusResponse:
         request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=verbose)
         return self.runtime.PodSandboxStatus(request, timeout=RPC_SECONDS)
@@ -130,10 +135,8 @@ class Client:
         return bytes(answer.stdout)
 
     def exec_url(self, container: str, *command: str, stdin: bool) -> str:
-        """The URL of a streaming exec."""
-        request = cri.ExecRequest(
-            container_id=container, cmd=command, stdin=stdin, stdout=not stdin
-        )
+        """The URL of a streaming exec. With output: containerd 1.6 ends one without at once."""
+        request = cri.ExecRequest(container_id=container, cmd=command, stdin=stdin, stdout=True)
         return str(self.runtime.Exec(request, timeout=RPC_SECONDS).url)
 
     def forward_url(self, pod: str, port: int) -> str:

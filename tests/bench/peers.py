@@ -16,6 +16,7 @@ import grpc
 from api.cri import api_pb2 as cri
 from tests.bench import processes
 from tests.bench.client import Client
+from tests.bench.parallel import AT_ONCE, at_once
 from tests.bench.runtimes import HOST, WORKLOAD, Runtime, log_tail, subnet, until_serving
 from tests.bench.shapes import Shelf
 from tests.integration import harness, leaks
@@ -189,9 +190,7 @@ class Peer(Runtime):
         if self._process is None:  # killed, and not started again
             self.start()
         try:
-            for pod in self.client.pods():
-                self.client.stop_pod(pod.id)
-                self.client.remove_pod(pod.id)
+            at_once(AT_ONCE, self.client.take_away, [pod.id for pod in self.client.pods()])
         except grpc.RpcError as err:
             raise RuntimeError(f"{self.name}: a pod is left: {err}\n{log_tail(self.log)}") from err
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable
 
 from tests.bench import processes
 from tests.bench.client import SLEEP, Client
 from tests.bench.operations import operation
+from tests.bench.parallel import AT_ONCE, at_once
 from tests.bench.plan import Bench, column
 from tests.bench.results import Column, Results
 from tests.bench.runtimes import Runtime
 
-T = TypeVar("T")
-
-AT_ONCE = 8
 MB = 1_000_000
 
 
@@ -42,18 +38,6 @@ def measure(bench: Bench) -> None:
 
 def _run(client: Client, image: str) -> Callable[[int], object]:
     return lambda _: client.run(image, *SLEEP)
-
-
-def at_once(threads: int, call: Callable[[T], object], items: Iterable[T]) -> None:
-    """Call for each item in so many threads; raises what any of the calls raises."""
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        begun = [pool.submit(call, item) for item in items]
-        try:
-            for future in begun:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def weigh(runtime: Runtime, results: Results, pods: int) -> None:

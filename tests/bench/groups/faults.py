@@ -29,8 +29,7 @@ def measure(bench: Bench) -> None:
         progress(f"faults: shim of {runtime.name}")
         shim_killed(bench, runtime)
         for pod in runtime.client.pods():
-            runtime.client.stop_pod(pod.id)
-            runtime.client.remove_pod(pod.id)
+            runtime.client.take_away(pod.id)
 
 
 def daemon_killed(bench: Bench, runtime: Runtime) -> None:

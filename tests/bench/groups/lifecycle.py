@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 
 from tests.bench.client import SLEEP, Client
-from tests.bench.groups.burst import AT_ONCE, at_once
 from tests.bench.operations import BUILTIN
+from tests.bench.parallel import AT_ONCE, at_once
 from tests.bench.plan import Bench, column
 from tests.bench.results import Column, Results
 

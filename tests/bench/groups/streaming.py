@@ -40,8 +40,7 @@ def measure(bench: Bench) -> None:
             _note(bench, runtime, title, transfer, pods[runtime], results)
     for runtime, (pod, _) in running.items():
         for each in (pod, pods[runtime]):
-            runtime.client.stop_pod(each)
-            runtime.client.remove_pod(each)
+            runtime.client.take_away(each)
 
 
 def _note(
@@ -56,7 +55,7 @@ def _note(
 
 def _command(mib: int, *, stdin: bool) -> tuple[str, ...]:
     if stdin:
-        return ("sh", "-c", "cat >/dev/null")
+        return ("sh", "-c", "cat >/dev/null; echo end")
     return ("head", "-c", str(mib * MIB), "/dev/zero")
 
 
@@ -81,6 +80,7 @@ def spdy_in(client: Client, container: str, mib: int) -> float:
     url = client.exec_url(container, *_command(mib, stdin=True), stdin=True)
     streams = Streams(url, "stdin")
     try:
+        streams.open(streamtype="stdout")
         frames = streams.frames(streams.data_stream, bytes(MIB))
         began = time.perf_counter()
         for _ in range(mib):
