@@ -41,8 +41,9 @@ class Containerd:
         self._process: subprocess.Popen[bytes] | None = None
         for name in ("pods", "certs.d/registry.test", "cni"):
             (self.home / name).mkdir(parents=True)
+        address = f"http://{registry.address}"
         (self.home / "certs.d/registry.test/hosts.toml").write_text(
-            f'server = "http://{registry.address}"\n'
+            f'server = "{address}"\n[host."{address}"]\ncapabilities = ["pull", "resolve"]\n'
         )
         wait = ["/bin/sh", "-c", "trap 'exit 0' TERM; while true; do sleep 3600 & wait; done"]
         images.push(registry.address, "cri/pause", images.busybox(entrypoint=wait, cmd=None))

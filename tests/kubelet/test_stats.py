@@ -44,7 +44,7 @@ def is_complete(stats: dict[str, Any]) -> bool:
         main.get("cpu", {}).get("usageNanoCores")
         and main.get("memory", {}).get("workingSetBytes", 0) > 20_000_000
         and main.get("rootfs", {}).get("usedBytes", 0) > 300_000
-        and any(one.get("usedBytes") for one in stats.get("volume", ()))
+        and any(one.get("usedBytes", 0) >= 20_000_000 for one in stats.get("volume", ()))
     )
 
 
