@@ -226,19 +226,27 @@ def _named_by_id(roots: Collection[str]) -> dict[str, str]:
 
 def _collect(root: str, path: str, found: dict[str, str]) -> None:
     """Go down to the cgroups with an id; a leaf, which has forty files, is not listed."""
+    for name, is_leaf in _children(root + path):
+        below = f"{path}/{name}"
+        match = ID.search(name)
+        if match is not None:
+            found[below] = match[0]
+        if not is_leaf:
+            _collect(root, below, found)
+
+
+def _children(directory: str) -> Iterator[tuple[str, bool]]:
+    """Give the names of a cgroup's children, and whether they have none; gone ones are left out."""
     try:
-        with os.scandir(root + path) as entries:
+        with os.scandir(directory) as entries:
             children = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
-        for child in children:
-            below = f"{path}/{child.name}"
-            match = ID.search(child.name)
-            if match is not None:
-                found[below] = match[0]
-            elif child.stat(follow_symlinks=False).st_nlink > LINKS_OF_A_LEAF:
-                _collect(root, below, found)
     except OSError as err:
-        if err.errno not in (errno.ENOENT, errno.ENODEV):  # it has just been removed
+        if err.errno not in (errno.ENOENT, errno.ENODEV):
             raise
+        return
+    for child in children:
+        with contextlib.suppress(FileNotFoundError):
+            yield child.name, child.stat(follow_symlinks=False).st_nlink <= LINKS_OF_A_LEAF
 
 
 def _shims() -> Iterator[tuple[int, str, str]]:

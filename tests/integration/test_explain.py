@@ -135,6 +135,36 @@ def test_a_cni_plugin_that_hangs(make_daemon: Callable[[], Daemon]) -> None:
     assert "WAITING" not in explained(daemon, "held-up")
 
 
+def test_a_cni_plugin_that_cannot_take_back(make_daemon: Callable[[], Daemon]) -> None:
+    daemon = make_daemon()
+    gate = daemon.home / "gate"
+    daemon.cni_bin_dir = daemon.home / "plugins"
+    slow_plugin(daemon, gate)
+    plugin = daemon.cni_bin_dir / "tardy"
+    plugin.write_text(
+        plugin.read_text().replace(
+            '[ "$CNI_COMMAND" = ADD ] || exit 0\n',
+            f'[ "$CNI_COMMAND" != DEL -o ! -e {gate} ] || {{ echo "lock held" >&2; exit 1; }}\n'
+            '[ "$CNI_COMMAND" = ADD ] || exit 0\n',
+        )
+    )
+    daemon.start()
+    pods = Pods(daemon)
+    pod = pods.run_pod(networked(pods, "undetachable"))
+    gate.touch()
+    pods.remove_pod(pod)  # which it does not hold up
+    text = wait_until_explained(daemon, "undetachable", "DetachNetwork (2 times since")
+    assert "removed" in text.splitlines()[0]
+    assert "plugin tardy DEL: " in section(text, "TROUBLE")
+    assert "lock held" in section(text, "TROUBLE")
+    gate.unlink()
+
+    def is_made_good() -> bool:
+        return "TROUBLE" not in explained(daemon, "undetachable")
+
+    wait_for(is_made_good, "a DEL that succeeds")
+
+
 def test_a_registry_that_stalls(pods: Pods) -> None:
     held = HeldRegistry()
     try:
