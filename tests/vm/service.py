@@ -20,6 +20,7 @@ CONFIG = Path("/etc/criserver/config.toml")
 UNIT = Path("/etc/systemd/system/criserver.service")
 IMAGE = "docker.io/library/busybox:latest"
 LOGS = Path("/var/log/pods")
+START_SECONDS = 300.0  # the unit's own TimeoutStartSec
 
 
 class Service:
@@ -77,9 +78,13 @@ class Service:
         return int(systemctl("show", "--value", "--property=MainPID", "criserver"))
 
     def wait_ready(self) -> None:
-        """Wait until a daemon that systemd restarts by itself serves."""
+        """Wait until a daemon that systemd starts by itself, at a boot for one, serves."""
         self.close()
-        wait_for(lambda: systemctl("is-active", "criserver", check=False) == "active", "a restart")
+        wait_for(
+            lambda: systemctl("is-active", "criserver", check=False) == "active",
+            "criserver to be active",
+            START_SECONDS,
+        )
 
 
 def systemctl(*arguments: str, check: bool = True) -> str:

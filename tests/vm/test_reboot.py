@@ -18,7 +18,7 @@ def test_pods_run_when_the_machine_goes_down() -> None:
     installed = Service()
     installed.install("systemd")
     pods = Pods(installed)  # type: ignore[arg-type]
-    made = service.run_pods(pods, 3, "sleep 1000", 48 << 20)
+    made = service.run_pods(pods, 2, "sleep 1000", 48 << 20)
     installed.close()
     MADE.write_text(json.dumps(made))
     AFTER_BOOT.write_bytes(b"tests/vm/after_reboot.py\0-q\0")
