@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from api.cri import api_pb2 as cri
-from tests.integration import images, leaks
+from tests.integration import images
 from tests.integration.daemon import RPC_SECONDS, Daemon, wait_for
 from tests.integration.pods import Pods, refused
 from tests.integration.registry import Registry
@@ -87,7 +87,7 @@ def test_a_volume_begins_with_what_the_image_has(pods: Pods, pod: str) -> None:
 
 
 def test_a_volume_is_its_containers_own_and_goes_with_it(pods: Pods, pod: str) -> None:
-    before = list(leaks.files([pods.daemon.root / "containers"]))
+    before = pods.remains()
     script = "echo mine > /srv/data/file && echo mine > /empty/file && sleep 3600"
     container = run(pods, pod, script)
     home = directory(pods, container)
@@ -99,7 +99,7 @@ def test_a_volume_is_its_containers_own_and_goes_with_it(pods: Pods, pod: str) -
     pods.stop(container)
     for each in pods.containers(pod_sandbox_id=pod):
         pods.remove(each.id)
-    assert list(leaks.files([pods.daemon.root / "containers"])) == before
+    pods.assert_remains(before)
 
 
 def test_it_can_be_written_where_the_root_cannot(pods: Pods, pod: str) -> None:

@@ -470,6 +470,7 @@ def test_the_mounts_of_the_request_are_in_the_status(pods: Pods, pod: str) -> No
     ]
     container = pods.run(pod, "sh", "-c", "echo bye > /dev/termination-log", mounts=mounts)
     status = pods.exited(container)
+    mounts[1].image.image_ref = image_status(pods, IMAGE).image.id
     assert list(status.mounts) == mounts
     assert log.read_text() == "bye\n", "the kubelet reads it by the mount's host path"
 
