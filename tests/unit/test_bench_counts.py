@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.bench import budget
-from tests.bench.counts import COUNTED, calls, count
+from tests.bench.counts import COUNTED, calls, count, without_checkpoint
 
 FORK = "10 1.000001 clone(child_stack=NULL, flags=CLONE_CHILD_SETTID|SIGCHLD) = 11"
 THREAD = "10 1.000002 clone3({flags=CLONE_VM|CLONE_THREAD, exit_signal=0}, 88) = 12"
@@ -56,6 +56,14 @@ def test_what_a_trace_holds_is_counted(lines: tuple[str, ...], expected: dict[st
 def test_a_call_that_was_interrupted_in_the_trace_began_when_it_began() -> None:
     (call,) = calls(EXEC)
     assert call.began == 1.000003
+
+
+def test_the_folding_of_the_databases_log_is_no_operations() -> None:
+    log_sync = "10 1.000014 fdatasync(9</var/criserver.db-wal>) = 0"
+    written = r'10 1.000016 pwrite64(8</var/criserver.db>, "\r\0"..., 4096, 0) = 4096'
+    sync = "10 1.000017 fdatasync(8</var/criserver.db>) = 0"
+    everything = calls([SYNC, LAST_FRAME, log_sync, written, sync])
+    assert list(without_checkpoint(everything)) == list(calls([SYNC, LAST_FRAME]))
 
 
 BUDGET = {"StopContainer": {"forks": 2, "bytes": 1000}}
