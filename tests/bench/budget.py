@@ -24,7 +24,7 @@ During = Callable[[str, Callable[[], object]], object]
 Counts = dict[str, dict[str, int]]  # operation -> what -> how often
 
 FILE = Path(__file__).with_name("budget.toml")
-ROUNDS = 2  # the lesser counts: what the daemon does now and then is in one of them at most
+ROUNDS = 3  # the least counts: what the daemon does now and then is not in all of them
 # What an operation leaves to the background is its own too: it ends when nothing was traced for so
 # long. Not later than the second, should the daemon never rest.
 # (criserver.explain.history writes a second after an operation.)
