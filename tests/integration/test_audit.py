@@ -199,12 +199,12 @@ def test_a_container_that_was_forgotten(daemon: Daemon, bystander: Bystander, po
     pid = json.loads(pods.verbose_status(container).info["info"])["pid"]
     daemon.stop()
     bundle = daemon.run_dir / "containers" / container
-    bundle.rename(daemon.home / "bundle")  # or the start would find it
+    hidden = bundle.rename(daemon.run_dir / "hidden")  # or the start would find it
     execute(daemon, "DELETE FROM containers WHERE id = ?", container)
     daemon.start()
     assert Path(f"/proc/{pid}").exists()
     assert kinds(audit(daemon)["strays"]) == ["cgroup", "shim"]
-    (daemon.home / "bundle").rename(bundle)
+    hidden.rename(bundle)
     assert "bundle" in kinds(audit(daemon, "--fix")["removed"])
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the end of what was forgotten")
     assert audit(daemon)["strays"] == []

@@ -213,6 +213,7 @@ def ignoring():
     """A process that ignores SIGTERM, blocks SIGINT and has a handler for SIGUSR1."""
     script = (
         "import signal, sys\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # which nohup(1) has ignored
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n"
