@@ -44,7 +44,13 @@ from runtimeshim.shim.template import Template
 LISTENER_FD = 3
 
 # What CPython and reset_signals() ignore; ignored signals survive execve, handlers do not.
-IGNORED_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP)
+IGNORED_SIGNALS = (
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+)
 
 # glibc keeps these for itself, and its posix_spawn leaves them ignored in the child.
 LIBC_SIGNALS = (32, 33)

@@ -25,6 +25,9 @@ from tests.integration.registry import Registry
 
 STOP_SECONDS = 30.0
 
+# Where libcni keeps what plugins have answered, whatever the runtime's own directories are.
+CNI_RESULTS = Path("/var/lib/cni/results")
+
 _CONTAINERD = """\
 version = 2
 root = "{home}/root"
@@ -249,7 +252,8 @@ class Containerd(Peer):
     ) -> None:
         self._oci = oci
         self._sockets = Path("/run/containerd/s")  # a path that containerd's shims have built in
-        self._made = [path for path in (self._sockets, self._sockets.parent) if not path.exists()]
+        shared = (self._sockets, self._sockets.parent, CNI_RESULTS, CNI_RESULTS.parent)
+        self._made = [path for path in shared if not path.exists()]
         name = f"containerd {version('containerd', 2)} + {oci} {version(oci, 2)}"
         super().__init__(name, number, shelf, pid, run_parent)
 

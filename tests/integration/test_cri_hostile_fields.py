@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from api.cri import api_pb2 as cri
 from criserver.handlers import FUNCTIONS, STREAMS
+from tests.integration import harness
 from tests.integration.daemon import RPC_SECONDS, Daemon
 from tests.integration.pods import IMAGE, Pods
 from tests.integration.registry import Registry
@@ -181,6 +182,8 @@ def test_no_field_is_a_fault(pods: Pods, pod: str, container: str, name: str) ->
     with pods.daemon.log.open() as lines:
         lines.seek(log)
         assert not [line for line in lines if ": a fault" in line or "Traceback" in line]
+    for directory in harness.cgroup_dirs(f"/{TEXTS[-1]}"):  # a pod's cgroup parent is the kubelet's
+        directory.rmdir()
     pods.assert_remains(before)
 
 

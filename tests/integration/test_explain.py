@@ -418,8 +418,9 @@ def test_the_timeline_of_a_pod_has_every_stage_down_to_the_executor(pods: Pods) 
     ]
     creation = found["timeline"][1]
     names = [stage["name"] for stage in creation["stages"]]
-    order = ["rootfs", "user", "spec", "create", "create.cgroup", "create.fork", "create.pivot"]
+    order = ["rootfs", "user", "spec", "create", "create.init", "create.pivot"]
     assert [name for name in names if name in order] == order
+    assert {"create.cgroup", "create.fork"} <= set(names)  # an init that stood by was forked first
     parts = [s for s in creation["stages"] if s["name"].startswith("create.")]
     starts = [part["start"] for part in parts]
     assert starts == sorted(starts)

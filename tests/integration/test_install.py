@@ -86,7 +86,10 @@ def test_an_installation_can_be_used_repeated_and_removed(installed: PrivateRoot
     assert "runtimeshim version 0.1.0" in root.do("/usr/local/bin/runtimeshim", "--version")
     assert "config.toml" in root.do(PROGRAM, "config", "check")
     enabled = root.path("/etc/systemd/system/multi-user.target.wants/criserver.service")
-    assert os.readlink(enabled) == "/usr/local/lib/systemd/system/criserver.service"
+    if shutil.which("systemctl"):  # the root's programs are this machine's
+        assert os.readlink(enabled) == "/usr/local/lib/systemd/system/criserver.service"
+    else:
+        assert not enabled.is_symlink()
     written = root.written()
     assert "is installed already" in root.do("/tmp/made/bundle-1/install")
     assert root.written() == written
