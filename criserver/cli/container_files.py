@@ -135,30 +135,62 @@ def _replace(target: Target, make: Callable[[str], None]) -> None:
 def _copy_directory(
     source: int, target: Target, status: os.stat_result, path: str, left_out: Report
 ) -> None:
-    try:
-        os.mkdir(target.name, 0o700, dir_fd=target.directory)
-        new = True
-    except FileExistsError:
-        new = False
+    new = _make_directory(target)
     into = syscalls.openat2(target.directory, target.name, DIRECTORY, ONE_STEP)
     try:
         copy_content(source, into, path, left_out)
         if new:
-            os.fchmod(into, stat.S_IMODE(status.st_mode))
-            os.utime(into, ns=(status.st_atime_ns, status.st_mtime_ns))
+            _copy_attributes(into, status)
     finally:
         os.close(into)
 
 
-def copy_content(source: int, into: int, path: str, left_out: Report) -> None:
-    """Copy all that is in a directory (an O_PATH fd) into another. Raises OSError."""
-    listed = os.open(f"/proc/self/fd/{source}", DIRECTORY)
+def _make_directory(target: Target) -> bool:
+    """Make a directory that only we can enter yet; False when there is something of its name."""
     try:
-        for name in sorted(os.listdir(listed)):
-            entry = syscalls.openat2(listed, name, os.O_PATH | os.O_NOFOLLOW, ONE_STEP)
+        os.mkdir(target.name, 0o700, dir_fd=target.directory)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _copy_attributes(into: int, status: os.stat_result) -> None:
+    os.fchmod(into, stat.S_IMODE(status.st_mode))
+    os.utime(into, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def copy_content(source: int, into: int, path: str, left_out: Report) -> None:
+    """Copy all that is in a directory (an O_PATH fd) into another. Raises OSError.
+
+    Every directory is opened by its path from the first, so depth costs no stack and no fds.
+    """
+    new: dict[str, os.stat_result] = {}
+    directories = ["."]  # grows while it is gone through
+    for directory in directories:
+        listed = syscalls.openat2(source, directory, DIRECTORY, ONE_STEP)
+        try:
+            place = syscalls.openat2(into, directory, DIRECTORY, ONE_STEP)
             try:
-                copy(entry, Target(into, name), str(Path(path, name)), left_out)
+                for name in sorted(os.listdir(listed)):
+                    entry = syscalls.openat2(listed, name, os.O_PATH | os.O_NOFOLLOW, ONE_STEP)
+                    try:
+                        status = os.fstat(entry)
+                        below = f"{directory}/{name}"
+                        if not stat.S_ISDIR(status.st_mode):
+                            copy(entry, Target(place, name), str(Path(path, below)), left_out)
+                            continue
+                        if _make_directory(Target(place, name)):
+                            new[below] = status
+                        directories.append(below)
+                    finally:
+                        os.close(entry)
             finally:
-                os.close(entry)
-    finally:
-        os.close(listed)
+                os.close(place)
+        finally:
+            os.close(listed)
+    for directory, status in reversed(new.items()):  # now that nothing changes their times
+        place = syscalls.openat2(into, directory, DIRECTORY, ONE_STEP)
+        try:
+            _copy_attributes(place, status)
+        finally:
+            os.close(place)

@@ -75,13 +75,13 @@ class ProcessState:
 def look(pid: int) -> ProcessState | None:
     """Return the state of a process; None when it has ended."""
     try:
-        fields = _status(pid)
+        fields = status(pid)
         state = fields.get("State", "?")[:1]
         return ProcessState(
             pid=pid,
             name=fields.get("Name", "?"),
             # To read it takes a lock of the process's memory, which one that is stuck may hold.
-            command="" if state == UNINTERRUPTIBLE else _command(pid),
+            command="" if state == UNINTERRUPTIBLE else command(pid),
             state=state,
             wchan=_wchan(pid),
             stack=_stack(pid),
@@ -131,7 +131,7 @@ def descendants(pid: int) -> Iterator[int]:
 def parent(pid: int) -> int:
     """Return the pid of a process's parent; 0 when it has ended."""
     try:
-        return int(_status(pid)["PPid"])
+        return int(status(pid)["PPid"])
     except (FileNotFoundError, ProcessLookupError):
         return 0
 
@@ -145,18 +145,23 @@ def start_time(pid: int) -> str:
         return file.read().rpartition(b") ")[2].split()[19].decode()
 
 
-def _status(pid: int) -> dict[str, str]:
+def status(pid: int) -> dict[str, str]:
+    """Return /proc/PID/status. Raises FileNotFoundError or ProcessLookupError when it has ended."""
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
         pairs = (line.partition(":") for line in file)
         return {key: value.strip() for key, _, value in pairs}
 
 
-def _command(pid: int) -> str:
+def command(pid: int, limit: int = MAX_COMMAND) -> str:
+    """Return a command line that can play no tricks with a terminal, of `limit` characters at most.
+
+    A kernel thread and a zombie have none: "". Raises as `status`.
+    """
     with open(f"/proc/{pid}/cmdline", "rb") as file:
-        words = file.read(4 * MAX_COMMAND).rstrip(b"\0").replace(b"\0", b" ")
+        words = file.read(4 * limit).rstrip(b"\0").replace(b"\0", b" ")
     text = words.decode(errors="replace")
     printable = "".join(c if c.isprintable() else "?" for c in text)
-    return printable if len(printable) <= MAX_COMMAND else printable[: MAX_COMMAND - 1] + "…"
+    return printable if len(printable) <= limit else printable[: limit - 1] + "…"
 
 
 def _wchan(pid: int) -> str:

@@ -18,11 +18,13 @@ import pytest
 import pytest_asyncio
 
 from runtimeshim.linux import cgroups
-from tests.integration import harness, leaks
+from tests.integration import harness, leaks, stream_commands
 from tests.integration.daemon import Daemon
 from tests.integration.image_fixtures import Images, running_images
 from tests.integration.odd_registry import OddRegistry, Opener, odd_registry
+from tests.integration.pods import Pods
 from tests.integration.registry import Registry
+from tests.integration.stream_clients import spdy_command, websocket_command
 
 HERE = Path(__file__).parent
 # Links, cgroups and rules of the whole machine are compared, so sessions tell each other of theirs.
@@ -118,6 +120,28 @@ def module_daemon(registry: Registry) -> Iterator[Daemon]:
     """As `daemon`, for all tests of a module that leave it running and without pods."""
     with running_daemon(registry) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def pods(module_daemon: Daemon, registry: Registry) -> Pods:
+    """Pods of the module's daemon, which has the tests' image."""
+    made = Pods(module_daemon)
+    made.pull(registry)
+    return made
+
+
+@pytest.fixture
+def pod(pods: Pods) -> Iterator[str]:
+    """The id of a pod of this test alone."""
+    made = pods.run_pod()
+    yield made
+    pods.remove_pod(made)
+
+
+@pytest.fixture(params=["spdy", "websocket"])
+def opener(request: pytest.FixtureRequest) -> stream_commands.Opener:
+    """What runs a command over a stream: each test is run over both protocols."""
+    return spdy_command if request.param == "spdy" else websocket_command
 
 
 @pytest.fixture

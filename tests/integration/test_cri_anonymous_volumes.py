@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,13 +48,6 @@ def pods(module_daemon: Daemon, registry: Registry) -> Pods:
         module_daemon.images.PullImage(request, timeout=RPC_SECONDS)
     made.pull(registry)
     return made
-
-
-@pytest.fixture
-def pod(pods: Pods) -> Iterator[str]:
-    made = pods.run_pod()
-    yield made
-    pods.remove_pod(made)
 
 
 def run(pods: Pods, pod: str, script: str, **fields: object) -> str:

@@ -10,18 +10,10 @@ import grpc
 import pytest
 
 from api.cri import api_pb2 as cri
-from tests.integration.daemon import RPC_SECONDS, Daemon
+from tests.integration.daemon import RPC_SECONDS
 from tests.integration.pods import Pods, refused
-from tests.integration.registry import Registry
 
 UNKNOWN = "0" * 64
-
-
-@pytest.fixture(scope="module")
-def pods(module_daemon: Daemon, registry: Registry) -> Pods:
-    made = Pods(module_daemon)
-    made.pull(registry)
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -32,20 +32,6 @@ UNKNOWN = "0" * 64
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def pods(module_daemon: Daemon, registry: Registry) -> Pods:
-    made = Pods(module_daemon)
-    made.pull(registry)
-    return made
-
-
-@pytest.fixture
-def pod(pods: Pods) -> Iterator[str]:
-    made = pods.run_pod()
-    yield made
-    pods.remove_pod(made)
-
-
 def image_status(pods: Pods, name: str) -> cri.ImageStatusResponse:
     request = cri.ImageStatusRequest(image=cri.ImageSpec(image=name))
     return pods.daemon.images.ImageStatus(request, timeout=RPC_SECONDS)

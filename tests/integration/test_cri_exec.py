@@ -15,18 +15,10 @@ import pytest
 from api.cri import api_pb2 as cri
 from criserver.container_exec_sync import MAX_OUTPUT
 from tests.integration import leaks
-from tests.integration.daemon import RPC_SECONDS, Daemon, wait_for
+from tests.integration.daemon import RPC_SECONDS, wait_for
 from tests.integration.pods import Pods, refused
-from tests.integration.registry import Registry
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def pods(module_daemon: Daemon, registry: Registry) -> Pods:
-    made = Pods(module_daemon)
-    made.pull(registry)
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,8 @@ from google.protobuf.message import Message
 from api.cri import api_pb2 as cri
 from criserver.handlers import FUNCTIONS, STREAMS
 from tests.integration import harness
-from tests.integration.daemon import RPC_SECONDS, Daemon
+from tests.integration.daemon import RPC_SECONDS
 from tests.integration.pods import IMAGE, Pods
-from tests.integration.registry import Registry
 
 MIB = 1 << 20
 TEXTS = ("a\0b", "a\nb", "/../../a", "/" + "x" * MIB, "\u202e\ufffe")
@@ -36,13 +35,6 @@ REFUSALS = {
     "UNIMPLEMENTED",
     "UNKNOWN",
 }
-
-
-@pytest.fixture(scope="module")
-def pods(module_daemon: Daemon, registry: Registry) -> Pods:
-    made = Pods(module_daemon)
-    made.pull(registry)
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -9,26 +9,11 @@ from typing import Any
 import pytest
 
 from api.cri import api_pb2 as cri
-from tests.integration.daemon import RPC_SECONDS, Daemon, wait_for
+from tests.integration.daemon import RPC_SECONDS, wait_for
 from tests.integration.pods import Pods, refused
-from tests.integration.registry import Registry
 
 SLEEP = ("sleep", "3600")
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def pods(module_daemon: Daemon, registry: Registry) -> Pods:
-    made = Pods(module_daemon)
-    made.pull(registry)
-    return made
-
-
-@pytest.fixture
-def pod(pods: Pods) -> Iterator[str]:
-    made = pods.run_pod()
-    yield made
-    pods.remove_pod(made)
 
 
 @pytest.fixture

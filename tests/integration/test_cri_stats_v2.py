@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from api.cri import api_pb2 as cri
-from tests.integration.daemon import RPC_SECONDS, Daemon, wait_for
+from tests.integration.daemon import RPC_SECONDS, wait_for
 from tests.integration.pods import Pods
-from tests.integration.registry import Registry
 from tests.integration.test_cri_stats import limited, metrics, pod_stats, stats_of, values
 
 MIB = 1 << 20
 NS_PER_US = 1000
-
-
-@pytest.fixture(scope="module")
-def pods(module_daemon: Daemon, registry: Registry) -> Pods:
-    made = Pods(module_daemon)
-    made.pull(registry)
-    return made
-
-
-@pytest.fixture
-def pod(pods: Pods) -> Iterator[str]:
-    made = pods.run_pod()
-    yield made
-    pods.remove_pod(made)
 
 
 def directory(pods: Pods, container: str) -> Path:

@@ -11,9 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from api.cri import api_pb2 as cri
-from tests.integration.daemon import RPC_SECONDS, Daemon, wait_for
+from tests.integration.daemon import RPC_SECONDS, wait_for
 from tests.integration.pods import Pods, refused
-from tests.integration.registry import Registry
 from tests.integration.stream_clients import (
     V4,
     Refused,
@@ -38,22 +37,10 @@ MUCH = os.urandom(10_000_000)
 
 
 @pytest.fixture(scope="module")
-def pods(module_daemon: Daemon, registry: Registry) -> Pods:
-    made = Pods(module_daemon)
-    made.pull(registry)
-    return made
-
-
-@pytest.fixture(scope="module")
 def container(pods: Pods) -> Iterator[str]:
     pod = pods.run_pod()
     yield pods.run(pod, "sleep", "3600")
     pods.remove_pod(pod)
-
-
-@pytest.fixture(params=["spdy", "websocket"])
-def opener(request: pytest.FixtureRequest) -> Opener:
-    return spdy_command if request.param == "spdy" else websocket_command
 
 
 # --- versions ---
@@ -152,13 +139,6 @@ def test_what_the_rpcs_refuse(pods: Pods, container: str) -> None:
 
 
 # --- attach ---
-
-
-@pytest.fixture
-def pod(pods: Pods) -> Iterator[str]:
-    made = pods.run_pod()
-    yield made
-    pods.remove_pod(made)
 
 
 def test_an_attach_before_the_start_misses_nothing(pods: Pods, pod: str, opener: Opener) -> None:

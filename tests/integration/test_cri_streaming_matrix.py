@@ -10,10 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.integration.daemon import Daemon, wait_for
+from tests.integration.daemon import wait_for
 from tests.integration.pods import Pods
-from tests.integration.registry import Registry
-from tests.integration.stream_clients import Command, spdy_command, websocket_command
+from tests.integration.stream_clients import Command
 from tests.integration.stream_commands import (
     ALL,
     OUT,
@@ -28,22 +27,10 @@ MUCH = os.urandom(10_000_000)
 
 
 @pytest.fixture(scope="module")
-def pods(module_daemon: Daemon, registry: Registry) -> Pods:
-    made = Pods(module_daemon)
-    made.pull(registry)
-    return made
-
-
-@pytest.fixture(scope="module")
 def container(pods: Pods) -> Iterator[str]:
     pod = pods.run_pod()
     yield pods.run(pod, "sleep", "3600")
     pods.remove_pod(pod)
-
-
-@pytest.fixture(params=["spdy", "websocket"])
-def opener(request: pytest.FixtureRequest) -> Opener:
-    return spdy_command if request.param == "spdy" else websocket_command
 
 
 @pytest.fixture

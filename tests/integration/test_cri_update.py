@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,26 +12,11 @@ from runtimeshim.linux import cgroups
 from tests.integration import harness
 from tests.integration.daemon import RPC_SECONDS, Daemon
 from tests.integration.pods import Pods, refused
-from tests.integration.registry import Registry
 
 SLEEP = ("sleep", "3600")
 MIB = 1 << 20
 CGROUPS = Path("/sys/fs/cgroup")
 V1 = cgroups.manager().version == 1
-
-
-@pytest.fixture(scope="module")
-def pods(module_daemon: Daemon, registry: Registry) -> Pods:
-    made = Pods(module_daemon)
-    made.pull(registry)
-    return made
-
-
-@pytest.fixture
-def pod(pods: Pods) -> Iterator[str]:
-    made = pods.run_pod()
-    yield made
-    pods.remove_pod(made)
 
 
 def linux(**fields: object) -> cri.LinuxContainerConfig:

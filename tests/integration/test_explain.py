@@ -29,20 +29,6 @@ SLEEP = ("sleep", "3600")
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def pods(module_daemon: Daemon, registry: Registry) -> Pods:
-    made = Pods(module_daemon)
-    made.pull(registry)
-    return made
-
-
-@pytest.fixture
-def pod(pods: Pods) -> Iterator[str]:
-    made = pods.run_pod()
-    yield made
-    pods.remove_pod(made)
-
-
 def explained(daemon: Daemon, reference: str) -> str:
     """What a person sees."""
     return Cli(daemon).output("explain", reference)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,13 +41,6 @@ def pull_volume(daemon: Daemon, registry: Registry) -> None:
     images.push(registry.address, "volume", images.Image(layers))
     request = cri.PullImageRequest(image=cri.ImageSpec(image=VOLUME))
     daemon.images.PullImage(request, timeout=RPC_SECONDS)
-
-
-@pytest.fixture
-def pod(pods: Pods) -> Iterator[str]:
-    made = pods.run_pod()
-    yield made
-    pods.remove_pod(made)
 
 
 def mount(path: str = "/volume", image: str = VOLUME, **fields: object) -> cri.Mount:

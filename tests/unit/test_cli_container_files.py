@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,3 +103,19 @@ def test_a_target_that_is_a_directory_takes_it_in(root: int, tmp_path: Path) -> 
         copy(source, "/new", root, "/nothing/")
     os.close(source)
     assert (tmp_path / "root/etc/new").read_text() == "new"
+
+
+def test_depth_costs_neither_stack_nor_descriptors(root: int, tmp_path: Path) -> None:
+    path = tmp_path / "root/deep"
+    path.mkdir()
+    for _ in range(1500):
+        path = path / "d"
+        path.mkdir()
+    (path / "end").write_text("here")
+    out = os.open(tmp_path, os.O_PATH)
+    copy(root, "/deep", out, "out")
+    os.close(out)
+    copied = tmp_path / "out" / path.relative_to(tmp_path / "root/deep")
+    assert (copied / "end").read_text() == "here"
+    # Python's own removal of a tree, with which pytest clears its old directories, is recursive.
+    subprocess.run(["rm", "-r", tmp_path / "root/deep", tmp_path / "out"], check=True, timeout=60)

@@ -17,11 +17,13 @@ from criserver.cli.client import Client
 from criserver.cli.containers import find_container
 from criserver.cli.errors import CommandError
 from criserver.cli.table import format_table, size
-from runtimeshim.linux import cgroups
+from runtimeshim.linux import cgroups, process_state
 
 HEADER = ("PID", "IN CONTAINER", "PARENT", "USER", "STATE", "TIME", "MEMORY", "COMMAND")
 
 TICKS = os.sysconf("SC_CLK_TCK")
+
+MAX_COMMAND = 1000  # characters of a command line
 
 
 class Process(NamedTuple):
@@ -81,28 +83,20 @@ def _cgroup(client: Client, reference: str) -> str:
 def read(pid: int) -> Process | None:
     """Return what is known of a process; None when it has ended meanwhile."""
     try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
-            status = dict(line.rstrip("\n").split(":\t", 1) for line in lines if ":\t" in line)
+        status = process_state.status(pid)
+        command = process_state.command(pid, MAX_COMMAND)
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            arguments = file.read().rstrip(b"\0").replace(b"\0", b" ")
     except (FileNotFoundError, ProcessLookupError):
         return None
     user_ticks, system_ticks = int(fields[11]), int(fields[12])
     return Process(
         pid=pid,
         inner_pid=status["NSpid"].split()[-1],
-        parent=status["PPid"].strip(),
+        parent=status["PPid"],
         user=status["Uid"].split()[1],
-        state=status["State"].split()[0],
+        state=status["State"][:1],
         cpu_seconds=(user_ticks + system_ticks) / TICKS,
         resident_bytes=int(status.get("VmRSS", "0 kB").split()[0]) * 1024,
-        command=_printable(arguments) or f"[{status['Name']}]",
+        command=command or f"[{status['Name']}]",
     )
-
-
-def _printable(arguments: bytes) -> str:
-    """Return a command line that cannot play tricks with the terminal."""
-    text = arguments.decode(errors="replace")
-    return "".join(character if character.isprintable() else "?" for character in text)
