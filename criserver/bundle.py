@@ -5,6 +5,7 @@ Everything in it may hold secrets (environment variables), so directories are 07
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -46,7 +47,6 @@ def read_spec(bundle: Path) -> dict[str, Any] | None:
 
 def remove_bundle(bundle: Path) -> None:
     """Remove the bundle's directory; idempotent."""
-    try:
-        shutil.rmtree(bundle)
-    except FileNotFoundError:
-        return
+    while bundle.exists():
+        with contextlib.suppress(FileNotFoundError):  # a shim that ends removes its socket itself
+            shutil.rmtree(bundle)

@@ -44,12 +44,12 @@ def quote(text: str) -> str:
 
 def loads(content: bytes | str) -> Any:
     """Return what a JSON text, in UTF-8, stands for. Raises ValueError."""
-    text = (content.decode() if isinstance(content, bytes) else content).strip(_SPACE)
+    text = content.decode() if isinstance(content, bytes) else content
     try:
-        value, end = _scan(text, 0)
+        value, end = _scan(text, len(text) - len(text.lstrip(_SPACE)))
     except (StopIteration, SystemError):  # SystemError: it has its exceptions from json.decoder
-        end = -1
-    if end != len(text):
+        raise _error(text) from None
+    if text[end:].strip(_SPACE):
         raise _error(text)
     return value
 

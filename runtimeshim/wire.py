@@ -81,7 +81,12 @@ def receive(sock: Socket) -> tuple[Message, list[int]] | None:
     Raises ValueError for a packet that is no message.
     """
     # Not socket.recv_fds: up to Python 3.11 it drops its flags, and the fds would survive execve.
-    packet, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, _FDS_ROOM, _socket.MSG_CMSG_CLOEXEC)
+    try:
+        packet, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, _FDS_ROOM, _socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        # It closed with something unread. The kernel says so first, and once: what it had sent
+        # before is still there to be received.
+        packet, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, _FDS_ROOM, _socket.MSG_CMSG_CLOEXEC)
     if not packet:
         return None
     fds: list[int] = []

@@ -394,7 +394,10 @@ class Supervisor:
         record = ExitRecord(exit_code(status), finished, oom_killed)
         exit_record.write(self._bundle, record)
         self._keeper.release()
-        os.unlink(f"{self._bundle}/shim.sock")
+        try:
+            os.unlink(f"{self._bundle}/shim.sock")
+        except FileNotFoundError:  # who has read the record may remove the bundle
+            pass
         event = {"event": "exit", "record": exit_record.to_json(record)}
         for client in list(self._clients):
             self._send(client, event)

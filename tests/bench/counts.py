@@ -40,6 +40,7 @@ _RESULT = re.compile(r"\) += (-?\d+)(?:<.*>)?(?: |$)")
 _WAL_FRAME = re.compile(r'pwrite64\(\d+<[^>]*-wal>, "((?:\\.[0-7]{0,2}|[^"\\])*)"\.*, 24, ')
 _DATABASE, _LOG = "/criserver.db>", "/criserver.db-wal>"
 _BYTE = re.compile(r"\\(?:[0-7]{1,3}|.)|.", re.DOTALL)
+_ZERO = re.compile(r"\\0+")  # three digits where a digit follows
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ def _is_fork(call: Call) -> bool:
 
 def _commits(call: Call) -> int:
     frame = _WAL_FRAME.match(call.text)
-    return int(frame is not None and any(_BYTE.findall(frame[1])[n] != r"\0" for n in range(4, 8)))
+    if frame is None:
+        return 0
+    return int(any(not _ZERO.fullmatch(byte) for byte in _BYTE.findall(frame[1])[4:8]))
 
 
 def _netlink_messages(call: Call) -> int:

@@ -18,6 +18,7 @@ SYNC = "10 1.000004 syncfs(24</var/lib/criserver>) = 0"
 FRAME = (
     r'10 1.000005 pwrite64(9</var/criserver.db-wal>, "\0\0\0\17\0\0\0\0G\324R\334"..., 24, 67) = 24'
 )
+FRAME_BEFORE_A_DIGIT = FRAME.replace(r"\0G", r"\0007")
 LAST_FRAME = (
     r'10 1.000006 pwrite64(9</var/criserver.db-wal>, "\0\0\0\21\0\0\0.G\324R\334"..., 24, 68) = 24'
 )
@@ -41,6 +42,7 @@ OPENED = '11 1.000013 open_tree(AT_FDCWD</>, "/x", OPEN_TREE_CLONE) = 5</x>'
         ((FAILED_EXEC,), {}),
         ((SYNC,), {"syncs": 1}),
         ((FRAME,), {"bytes": 24}),
+        ((FRAME_BEFORE_A_DIGIT,), {"bytes": 24}),
         ((FRAME, LAST_FRAME, PAGE), {"commits": 1, "bytes": 24 + 24 + 4096}),
         ((NETLINK,), {"netlink": 2, "bytes": 92}),
         ((ANSWER,), {"bytes": 36}),

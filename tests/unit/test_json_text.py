@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runtimeshim import json_text
@@ -35,6 +35,7 @@ def test_a_quoted_string_is_one(text: str) -> None:
 
 
 @given(st.text('{}[]",:0123456789.eE+-truefalsn \n\\u', max_size=12))
+@example('"\n')
 def test_what_is_refused_by_one_is_by_the_other(text: str) -> None:
     try:
         wanted = json.loads(text)
