@@ -1,7 +1,7 @@
 """A pod sandbox from its making to its removal: cgroup, files, namespaces, network.
 
     create   cgroup ─ files ─ namespaces (one fork of the spawner) ─ network; a failure undoes all
-    stop     network and the PID namespace's processes, then the pins
+    stop     network, beside it the PID namespace's processes and the other pins; then the network's
     remove   what is left on disk
 
 What is on disk is the evidence: stop and remove look at RUN/sandboxes/ID and need no memory of what
@@ -120,7 +120,7 @@ class Sandboxes:
         """
         plan = plan_sandbox(sandbox_id, config, self._host)
         directory = self._directory / sandbox_id
-        ending = [pins.kill_init(directory)]
+        ending = [self._end_all_but_network(plan, directory)]
         if runtime.network:
             pod = _network_request(sandbox_id, config, plan, directory, None)
             ending.append(self._network.detach(pod, runtime.network))
@@ -131,6 +131,12 @@ class Sandboxes:
                 raise result
         with _system_faults("release the namespaces"):
             pins.release(directory)
+
+    async def _end_all_but_network(self, plan: SandboxPlan, directory: Path) -> None:
+        """End what the pod has while CNI plugins, which take longer, detach it."""
+        await pins.kill_init(directory)
+        with _system_faults("release the namespaces"):
+            pins.release_but_network(directory)
             if plan.init_cgroup is not None:
                 await self._delete_cgroup(plan.init_cgroup)
 

@@ -30,16 +30,28 @@ _KILL_TIMEOUT_SECONDS = 10.0
 
 def release(directory: Path) -> None:
     """Unmount and remove every pin; idempotent. Processes inside keep their namespaces alive."""
-    namespaces = directory / "ns"
+    release_but_network(directory)
     with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(namespaces):
-            _unmount(namespaces / name)
-            (namespaces / name).unlink()
-        namespaces.rmdir()
+        for name in os.listdir(directory / "ns"):
+            _unpin(directory / "ns" / name)
+        (directory / "ns").rmdir()
+
+
+def release_but_network(directory: Path) -> None:
+    """Release what detaching the network does not need, as `release` does."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(directory / "ns"):
+            if name != "net":
+                _unpin(directory / "ns" / name)
     shm = directory / "shm"
     with contextlib.suppress(FileNotFoundError):
         _unmount(shm)
         shm.rmdir()
+
+
+def _unpin(path: Path) -> None:
+    _unmount(path)
+    path.unlink()
 
 
 def is_pinned(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -338,6 +339,23 @@ async def test_a_hanging_del_holds_a_stop_no_longer_than_its_timeout_and_the_res
     assert stored(world) == [pod]
     (world.bin_dir / "stuck").write_text("#!/bin/sh\n")
     await all_deleted(world)
+
+
+async def test_while_a_del_runs_its_network_namespace_is_all_that_is_left(world: World) -> None:
+    flag = world.home / "go-on"
+    script = f"while [ $CNI_COMMAND = DEL ] && [ ! -e {flag} ]; do sleep 0.05; done; "
+    configure(world, [plugin(world, "long", script + answer("10.1.2.3/24"))])
+    config = pod_config()
+    config.linux.security_context.namespace_options.pid = cri.POD
+    pod = await world.create(config)
+    stopping = asyncio.create_task(world.stop(pod))
+    namespaces = world.home / "sandboxes" / pod / "ns"
+    await asyncio.to_thread(wait_for, lambda: os.listdir(namespaces) == ["net"], "the rest's end")
+    assert not Path(f"/proc/{world.runtime(pod).init_pid}").exists()
+    assert not stopping.done()
+    flag.touch()
+    await stopping
+    assert not namespaces.exists()
 
 
 async def test_each_stop_tries_a_failed_del_again(world: World) -> None:
