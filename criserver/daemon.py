@@ -52,7 +52,7 @@ from criserver.streaming.tls import certificate
 from imageservice import service
 from imageservice.hosts import RegistryConfig
 from imageservice.settings import ImageSettings
-from podsandbox import lifecycle, sockets
+from podsandbox import lifecycle, namespaces, sockets
 from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.cni import CNINetwork
@@ -69,7 +69,7 @@ log = logging.getLogger(__name__)
 
 # What the spawner imports at its start and runs in forks of itself.
 WORKERS = {
-    lifecycle.WORKER: "podsandbox.namespaces_worker:main",
+    namespaces.WORKER: "podsandbox.namespaces_worker:main",
     sockets.WORKER: "podsandbox.sockets_worker:main",
     **service.WORKERS,
 }

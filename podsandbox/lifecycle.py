@@ -1,6 +1,7 @@
 """A pod sandbox from its making to its removal: cgroup, files, namespaces, network.
 
-    create   cgroup ─ files ─ namespaces (one fork of the spawner) ─ network; a failure undoes all
+    create   namespaces (podsandbox.namespaces), beside them cgroup, files and, as soon as there is
+             one for it, network; a failure undoes all
     stop     network, beside it the PID namespace's processes and the other pins; then the network's
     remove   what is left on disk
 
@@ -14,31 +15,29 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from api.cri import api_pb2 as cri
-from api.errors import InternalError, InvalidArgumentError, UnavailableError
+from api.errors import InternalError, InvalidArgumentError
 from api.stages import stage
 from podsandbox import pins, pod_init
 from podsandbox.cgroup_names import SYSTEMD
 from podsandbox.etc_files import write_etc_files
+from podsandbox.namespaces import WORKER_TIMEOUT_SECONDS, Made, Making
 from podsandbox.network import DNS, Network, NetworkResult, PodNetworkRequest, PortMapping
 from podsandbox.plan import SandboxHost, SandboxPlan, own_cgroup_of, plan_sandbox
-from runtimeshim.client import Spawner, SpawnerError, WorkerError, read_to_end
+from runtimeshim.client import Spawner, read_to_end
 from runtimeshim.linux.cgroups import CgroupError, CgroupManager, units
 
-WORKER = "namespaces"  # the name under which the spawner knows namespaces_worker.main
-
-# It takes milliseconds; the rest is for a machine under heavy load.
-_WORKER_TIMEOUT_SECONDS = 60.0
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 
 _MAX_INIT_FAILURE = 4096  # bytes of one error message
-
-# 64 MiB, as every container runtime's.
-_SHM_SIZE = 64 << 20
 
 # Containers' users may pass through to the files in it, and not look around.
 _DIRECTORY_MODE = 0o711
@@ -90,26 +89,24 @@ class Sandboxes:
         plan = plan_sandbox(sandbox_id, config, self._host)
         directory = self._directory / sandbox_id
         async with contextlib.AsyncExitStack() as undo:
-            with stage("cgroup"):
-                await self._make_cgroup(plan, undo)
-            with stage("files"):
-                files = _make_files(directory, config, plan, undo)
-            with stage("namespaces"):
-                init_pid, fds = await self._make_namespaces(plan, directory, undo)
-            network = None
-            if "rtnetlink" in fds:
-                pod = _network_request(sandbox_id, config, plan, directory, fds["rtnetlink"])
-                with stage("network"):
-                    network = await self._network.attach(pod)
-                undo.push_async_callback(self._network.detach, pod, network.state)
-            if "init_status" in fds:
+            self._undo_cgroup(plan, undo)
+            _make_directory(directory, undo)
+            undo.callback(pins.release, directory)
+            undo.push_async_callback(pins.kill_init, directory)
+            request = partial(_network_request, sandbox_id, config, plan, directory)
+            with contextlib.closing(Making(self._spawner, plan, directory)) as making:
+                made, files, network = await _all_of(
+                    self._make_namespaces(making, plan, undo),
+                    self._prepare(making, config, plan, directory),
+                    self._attach(making, request, undo),
+                )
+            if made.init_status is not None:
                 with stage("init"):
-                    await _init_started(fds["init_status"])
+                    await _init_started(made.init_status)
+                os.close(made.init_status)
             undo.pop_all()
-            for fd in fds.values():
-                os.close(fd)
         files["shm"] = f"{directory}/shm" if plan.own_ipc else "/dev/shm"
-        return _runtime(plan, directory, files, init_pid, network)
+        return _runtime(plan, directory, files, made.init_pid, network)
 
     async def stop(
         self, sandbox_id: str, config: cri.PodSandboxConfig, runtime: SandboxRuntime
@@ -170,15 +167,60 @@ class Sandboxes:
         ]
         await self._network.reconcile(pinned)
 
-    async def _make_cgroup(self, plan: SandboxPlan, undo: contextlib.AsyncExitStack) -> None:
-        with _system_faults("create the pod's cgroup"):
-            if plan.own_cgroup:
-                undo.push_async_callback(self._delete_cgroup, plan.cgroup_parent)
-            elif plan.init_cgroup is not None:
-                undo.push_async_callback(self._delete_cgroup, plan.init_cgroup)
-            await self._off_loop(self._cgroups.create, plan.init_cgroup or plan.cgroup_parent)
-            if plan.resources:
-                await self._off_loop(self._cgroups.apply, plan.cgroup_parent, plan.resources)
+    def _undo_cgroup(self, plan: SandboxPlan, undo: contextlib.AsyncExitStack) -> None:
+        if plan.own_cgroup:
+            undo.push_async_callback(self._delete_cgroup, plan.cgroup_parent)
+        elif plan.init_cgroup is not None:
+            undo.push_async_callback(self._delete_cgroup, plan.init_cgroup)
+
+    async def _prepare(
+        self, making: Making, config: cri.PodSandboxConfig, plan: SandboxPlan, directory: Path
+    ) -> dict[str, str]:
+        """Make the cgroup and the files, while the worker does its part."""
+        with contextlib.ExitStack() as failure:
+            failure.callback(making.no_cgroup)
+            with stage("cgroup"), _system_faults("create the pod's cgroup"):
+                await self._make_cgroup(plan)
+            making.cgroup_made()
+            failure.pop_all()
+        with stage("files"), _system_faults("write the pod's files"):
+            return write_etc_files(directory, config, plan.mount_label)
+
+    async def _make_cgroup(self, plan: SandboxPlan) -> None:
+        await self._off_loop(self._cgroups.create, plan.init_cgroup or plan.cgroup_parent)
+        if plan.resources:
+            await self._off_loop(self._cgroups.apply, plan.cgroup_parent, plan.resources)
+
+    async def _make_namespaces(
+        self, making: Making, plan: SandboxPlan, undo: contextlib.AsyncExitStack
+    ) -> Made:
+        with stage("namespaces"):
+            made = await making.make(None if plan.init_cgroup is None else self._program())
+        if made.init_status is not None:
+            undo.callback(os.close, made.init_status)
+        return made
+
+    async def _attach(
+        self,
+        making: Making,
+        request: Callable[[int], PodNetworkRequest],
+        undo: contextlib.AsyncExitStack,
+    ) -> NetworkResult | None:
+        """Attach a pod with a network of its own; None if it has none, or its making fails.
+
+        `request` makes the request of an rtnetlink socket.
+        """
+        netlink = await making.network_made()
+        if netlink is None:
+            return None
+        try:
+            pod = request(netlink)
+            with stage("network"):
+                network = await self._network.attach(pod)
+        finally:
+            os.close(netlink)
+        undo.push_async_callback(self._network.detach, pod, network.state)
+        return network
 
     async def _delete_cgroup(self, path: str) -> None:
         await self._off_loop(self._cgroups.delete, path)
@@ -190,71 +232,43 @@ class Sandboxes:
         else:
             work(*args)
 
-    async def _make_namespaces(
-        self, plan: SandboxPlan, directory: Path, undo: contextlib.AsyncExitStack
-    ) -> tuple[int | None, dict[str, int]]:
-        """Have the worker make them; returns pid 1's host pid and the worker's fds by name."""
-        args = {
-            "directory": str(directory),
-            "namespaces": list(plan.namespaces),
-            "hostname": plan.hostname,
-            "sysctls": dict(plan.sysctls),
-            "shm_size": _SHM_SIZE if plan.own_ipc else 0,
-            "mount_label": plan.mount_label,
-            "init_cgroup": plan.init_cgroup,
-            "user": plan.user and plan.user.as_json(),
-        }
-        fds = [] if plan.init_cgroup is None else [self._program()]
-        # The worker undoes what it did when it fails; this is for when it is killed, and for what
-        # comes after it.
-        undo.callback(pins.release, directory)
-        undo.push_async_callback(pins.kill_init, directory)
-        try:
-            made, opened = await self._spawner.run_worker(
-                WORKER, args, fds, timeout=_WORKER_TIMEOUT_SECONDS
-            )
-        except WorkerError as err:
-            if err.kind == "ValueError":  # a sysctl's name or value
-                raise InvalidArgumentError(str(err)) from err
-            raise InternalError(f"create the pod's namespaces: {err}") from err
-        except TimeoutError as err:
-            raise InternalError(
-                f"create the pod's namespaces: not done in {_WORKER_TIMEOUT_SECONDS:g} s"
-            ) from err
-        except SpawnerError as err:
-            raise UnavailableError(f"create the pod's namespaces: {err}") from err
-        for fd in opened:
-            undo.callback(os.close, fd)
-        return made["init_pid"], dict(zip(made["fds"], opened, strict=True))
-
     def _program(self) -> int:
         if self._init_program is None:
             self._init_program = pod_init.sealed(os.uname().machine)
         return self._init_program
 
 
-def _make_files(
-    directory: Path,
-    config: cri.PodSandboxConfig,
-    plan: SandboxPlan,
-    undo: contextlib.AsyncExitStack,
-) -> dict[str, str]:
-    with _system_faults("write the pod's files"):
+async def _all_of(
+    first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B], third: Coroutine[Any, Any, C]
+) -> tuple[A, B, C]:
+    """Run them beside each other to the end of all, and raise what went wrong.
+
+    Of several failures the second's is raised before the first's, which may come of it.
+    """
+    results = await asyncio.gather(first, second, third, return_exceptions=True)
+    made, prepared, attached = results
+    for result in (prepared, made, attached):
+        if isinstance(result, BaseException):
+            raise result
+    return cast(tuple[A, B, C], tuple(results))
+
+
+def _make_directory(directory: Path, undo: contextlib.AsyncExitStack) -> None:
+    with _system_faults("make the pod's directory"):
         directory.parent.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
         directory.mkdir(_DIRECTORY_MODE)
         undo.callback(shutil.rmtree, directory)
-        return write_etc_files(directory, config, plan.mount_label)
 
 
 async def _init_started(status: int) -> None:
     """Wait until pid 1 runs its own program, or say why it does not."""
     failure = bytearray()
     try:
-        async with asyncio.timeout(_WORKER_TIMEOUT_SECONDS):
+        async with asyncio.timeout(WORKER_TIMEOUT_SECONDS):
             await read_to_end(status, failure, _MAX_INIT_FAILURE)
     except TimeoutError as err:
         raise InternalError(
-            f"the pod's init did not start within {_WORKER_TIMEOUT_SECONDS:g} s"
+            f"the pod's init did not start within {WORKER_TIMEOUT_SECONDS:g} s"
         ) from err
     if failure:
         raise InternalError(f"start the pod's init: {failure.decode(errors='replace')}")

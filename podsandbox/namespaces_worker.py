@@ -11,15 +11,16 @@ A shared PID namespace needs a process with pid 1. That is another fork, which b
 of podsandbox.pod_init: without capabilities, in an empty root of its own, since other processes
 of the pod can look at it through /proc/1.
 
-    worker   fork ─ pin ns/pid ─ init.json ─ "go" ─ exit
-    pid 1        wait for "go" ───────────────── cgroup ─ empty root ─ no capabilities ─ execve
-    daemon                                         network ──── EOF on the status pipe ┘
+    worker   pin ns/net ─ fork ─ pin ns/pid ─ init.json ─ "go" ─ exit
+    pid 1             └────────── wait for "go" ────────────── cgroup ─ empty root ─ … ─ execve
+    daemon            cgroup, network ────────────────────────── EOF on the status pipe ┘
 
 If the worker dies before "go", pid 1 reads EOF and exits, so nothing is left without a record.
-To join a cgroup can take 30 ms (the kernel waits for an RCU grace period when nobody has done it
-lately), so the daemon goes on with the network meanwhile. It reads the status pipe at the end: what
-went wrong, or nothing when execve has closed it. In a user namespace pid 1 has no right to join, so
-the worker does that for it.
+The daemon attaches the network as soon as the namespace for it is pinned, beside all the rest: the
+plugins take much longer. To join a cgroup can take 30 ms, too (the kernel waits for an RCU grace
+period when nobody has done it lately). It reads the status pipe at the end: what went wrong, or
+nothing when execve has closed it. In a user namespace pid 1 has no right to join, so the worker
+does that for it.
 """
 
 from __future__ import annotations
@@ -71,37 +72,58 @@ def main(args: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int
     sysctls     path below /proc/sys -> value; the caller has checked that they are namespaced
     shm_size    bytes of the tmpfs at DIRECTORY/shm; 0 for none
     mount_label its SELinux label; "" for none
-    init_cgroup the cgroup of pid 1; None for no PID namespace. fds[0] is then its program.
+    init_cgroup the cgroup of pid 1; None for no PID namespace. fds[1] is then its program.
     user        None, or {"uids": mappings, "gids": mappings} of a user namespace that owns the
                 others; a mapping is {"containerID", "hostID", "size"}
 
-    Returns {"init_pid": int | None, "fds": names} and as many fds: "rtnetlink", a socket opened in
-    the network namespace, and "init_status", the pipe above.
+    fds[0] is a socket to the daemon. It is sent an rtnetlink socket, opened in the network
+    namespace, as soon as that is pinned: from then on this pin is the daemon's to undo. It sends
+    something when the cgroup is there.
+
+    Returns {"init_pid": int | None} and, of pid 1, the read end of the pipe above.
     """
     directory, user = str(args["directory"]), args["user"]
+    daemon = socket.socket(fileno=fds[0])
     with contextlib.ExitStack() as undo:
         os.makedirs(f"{directory}/ns", mode=0o711, exist_ok=True)
         start = None
         if args["init_cgroup"] is not None:
-            start = _InitStart(fds[0], None if user else args["init_cgroup"])
-        if user is None:
-            made = _make(args, start, None)
-        else:
-            made = _make_in_user_namespace(args, start, user, undo)
+            start = _InitStart(fds[1], None if user else args["init_cgroup"])
+        made = _make(args) if user is None else _make_in_user_namespace(args, start, user)
+        if made.rtnetlink is not None:
+            _hand_network_over(made.namespaces.pop("net"), made.rtnetlink, directory, daemon)
+        if user is None and start is not None:
+            made.fork_init(start, _INIT_USER)
         for kind, fd in made.namespaces.items():
-            _pin(f"/proc/self/fd/{fd}", f"{directory}/ns/{kind}", undo)
+            _pin(fd, f"{directory}/ns/{kind}", undo)
         if args["shm_size"]:
             _mount_shm(f"{directory}/shm", args, undo)
-        answers = {} if made.rtnetlink is None else {"rtnetlink": made.rtnetlink}
+        answers = []
         if start is not None and made.init_pid is not None:
             # Without the user namespace it is a child of ours, with it the spawner reaps it.
             undo.callback(_kill, made.init_pid)
+            _await_cgroup(daemon)
             if user is not None:
                 cgroups.manager().join(args["init_cgroup"], made.init_pid)
             _record(f"{directory}/init.json", made.init_pid, undo)
-            answers["init_status"] = start.go()
+            answers.append(start.go())
         undo.pop_all()
-    return {"init_pid": made.init_pid, "fds": list(answers)}, list(answers.values())
+    return {"init_pid": made.init_pid}, answers
+
+
+def _hand_network_over(
+    namespace: int, rtnetlink: int, directory: str, daemon: socket.socket
+) -> None:
+    """Pin the network namespace and have the daemon go on with it."""
+    with contextlib.ExitStack() as undo:
+        _pin(namespace, f"{directory}/ns/net", undo)
+        socket.send_fds(daemon, [b"{}"], [rtnetlink])
+        undo.pop_all()
+
+
+def _await_cgroup(daemon: socket.socket) -> None:
+    if not daemon.recv(_MAX_ANSWER):
+        raise ConnectionAbortedError(errno.ECONNABORTED, "the daemon has made no cgroup for it")
 
 
 class _InitStart:
@@ -140,19 +162,21 @@ class _Made:
         self.rtnetlink = rtnetlink
         self.init_pid = init_pid
 
+    def fork_init(self, start: _InitStart, user_id: int) -> None:
+        """Fork pid 1 into a new PID namespace."""
+        syscalls.unshare(syscalls.CLONE_NEWPID)
+        self.init_pid = start.fork(user_id)
+        # It can be opened since the namespace has its first process.
+        self.namespaces["pid"] = _open_namespace("pid_for_children")
 
-def _make(args: dict[str, Any], start: _InitStart | None, user_id: int | None) -> _Made:
-    """Leave the namespaces that we are in for new ones; `user_id` is pid 1's."""
+
+def _make(args: dict[str, Any]) -> _Made:
+    """Leave the namespaces that we are in for new ones."""
     kinds: list[str] = args["namespaces"]
     _enter_new(kinds, args["hostname"], args["sysctls"])
     made = _Made({kind: _open_namespace(kind) for kind in kinds})
     if "net" in kinds:
         made.rtnetlink = _open_rtnetlink()
-    if start is not None:
-        syscalls.unshare(syscalls.CLONE_NEWPID)
-        made.init_pid = start.fork(_INIT_USER if user_id is None else user_id)
-        # It can be opened since the namespace has its first process.
-        made.namespaces["pid"] = _open_namespace("pid_for_children")
     return made
 
 
@@ -164,9 +188,8 @@ def _make_in_user_namespace(
     args: dict[str, Any],
     start: _InitStart | None,
     user: dict[str, Any],
-    undo: contextlib.ExitStack,
 ) -> _Made:
-    """As _make, by a child in a new user namespace, which is made and pinned here too."""
+    """As _make, with pid 1, by a child in a new user namespace, which is made here too."""
     namespace = userns.create(user["uids"], user["gids"])
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
@@ -201,7 +224,9 @@ def _make_for_parent(
         syscalls.setns(namespace, syscalls.CLONE_NEWUSER)
         userns.become_root()
         last = max(line["containerID"] + line["size"] - 1 for line in uids)
-        made = _make(args, start, min(last, _INIT_USER))
+        made = _make(args)
+        if start is not None:
+            made.fork_init(start, min(last, _INIT_USER))
         named = dict(made.namespaces)
         if made.rtnetlink is not None:
             named["rtnetlink"] = made.rtnetlink
@@ -257,10 +282,10 @@ def _set_sysctl(path: str, value: str) -> None:
         raise OSError(err.errno, words) from err
 
 
-def _pin(source: str, target: str, undo: contextlib.ExitStack) -> None:
+def _pin(namespace: int, target: str, undo: contextlib.ExitStack) -> None:
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
     undo.callback(os.unlink, target)
-    mounts.mount(source, target, None, mounts.MS_BIND)
+    mounts.mount(f"/proc/self/fd/{namespace}", target, None, mounts.MS_BIND)
     undo.callback(mounts.umount, target)
 
 

@@ -3,6 +3,7 @@
 Nothing here forks: the spawner is started by posix_spawn, everything else is asked of it.
 """
 
+from runtimeshim.client.connection import receive_one
 from runtimeshim.client.model import (
     CreateError,
     OCIRuntime,
@@ -37,4 +38,5 @@ __all__ = [
     "WorkerError",
     "connect_shim",
     "read_to_end",
+    "receive_one",
 ]

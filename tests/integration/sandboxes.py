@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from api.cri import api_pb2 as cri
-from podsandbox.lifecycle import WORKER, Sandboxes, SandboxRuntime
+from podsandbox.lifecycle import Sandboxes, SandboxRuntime
+from podsandbox.namespaces import WORKER
 from podsandbox.network import SelectedNetwork
 from podsandbox.network.builtin import BuiltinConfig, BuiltinNetwork
 from podsandbox.network.cni import CNINetwork

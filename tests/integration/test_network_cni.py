@@ -235,6 +235,21 @@ async def test_a_failing_plugin_is_named_with_its_words_and_all_are_deleted(worl
     assert [call[0] for call in calls(world, "bad")] == ["ADD", "DEL"]
 
 
+async def test_a_pod_that_fails_while_plugins_run_is_deleted_with_its_namespace(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(world, [plugin(world, "good", answer("10.1.2.3/24"))])
+    before = snapshot([world.home / "sandboxes"])
+    monkeypatch.setattr("podsandbox.namespaces._SHM_SIZE", "much")
+    with pytest.raises(InternalError, match=r"Invalid argument: .*shm"):
+        await world.create()
+    assert [(command, netns != "-") for command, netns, _ in calls(world, "good")] == [
+        ("ADD", True),
+        ("DEL", True),
+    ]
+    world.assert_nothing_left(before, [world.home / "sandboxes"])
+
+
 async def test_a_hanging_plugin_is_killed_and_its_stderr_is_told(world: World) -> None:
     world.cni_timeout = 0.5
     await world.restart()

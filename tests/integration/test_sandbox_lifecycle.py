@@ -182,29 +182,33 @@ async def test_any_failing_step_undoes_the_ones_before(world: World, monkeypatch
     assert not world.builtin._leases.holders()
 
 
-async def test_a_worker_that_fails_late_undoes_its_own_part(world: World) -> None:
-    """A file where the shm should be mounted: the namespaces are pinned by then."""
-    before = snapshot()
-    home = world.home / "sandboxes" / "half"
-    home.mkdir(parents=True)
-    (home / "shm").touch()
-    args = {
-        "directory": str(home),
-        "namespaces": ["net", "uts"],
-        "hostname": "",
-        "sysctls": {},
-        "shm_size": 1 << 20,
-        "mount_label": "",
-        "init_cgroup": None,
-        "user": None,
-    }
-    with pytest.raises(Exception, match="File exists"):
-        await world.spawner.run_worker("namespaces", args, timeout=30)
-    assert list((home / "ns").iterdir()) == []
-    (home / "shm").unlink()
-    (home / "ns").rmdir()
-    home.rmdir()
-    world.assert_nothing_left(before)
+@pytest.mark.parametrize("network", [cri.POD, cri.NODE])
+async def test_a_worker_that_fails_late_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, network: cri.NamespaceMode
+) -> None:
+    """The namespaces are pinned, and the network is being attached, when the shm is mounted."""
+    await world.stop(await world.create())  # bridge and table are there
+    before = snapshot([world.home / "sandboxes"])
+    monkeypatch.setattr("podsandbox.namespaces._SHM_SIZE", "much")
+    config = pod_config()
+    config.linux.security_context.namespace_options.pid = cri.POD
+    config.linux.security_context.namespace_options.network = network
+    with pytest.raises(InternalError, match=r"Invalid argument: .*shm"):
+        await world.create(config)
+    world.assert_nothing_left(before, [world.home / "sandboxes"])
+    assert not world.builtin._leases.holders()
+
+
+async def test_without_its_cgroup_nothing_is_made(world: World) -> None:
+    await world.stop(await world.create())  # bridge and table are there
+    before = snapshot([world.home / "sandboxes"])
+    config = pod_config()
+    config.linux.security_context.namespace_options.pid = cri.POD
+    config.linux.resources.cpu_period = 1  # microsecond
+    with pytest.raises(InvalidArgumentError, match="create the pod's cgroup: "):
+        async with asyncio.timeout(30):  # half of what the worker has
+            await world.create(config)
+    world.assert_nothing_left(before, [world.home / "sandboxes"])
 
 
 async def test_the_cgroup_parent_is_the_given_one_and_is_kept(world: World) -> None:
