@@ -100,7 +100,7 @@ class Container:
                 self._fork_with_pipes(namespaces, overlay, stdin)
             undo.append(self._kill)
             stage = "cgroup"
-            self._make_cgroup(linux.get("resources") or {})
+            self._make_cgroup(linux.get("resources") or {}, namespaces)
             stage = "init"
             self._wait_ready()
             namespaces.close()
@@ -168,17 +168,27 @@ class Container:
             "seccomp_cache": self.seccomp_cache,
         }
 
-    def _make_cgroup(self, resources: Mapping[str, Any]) -> None:
+    def _make_cgroup(self, resources: Mapping[str, Any], namespaces: Namespaces) -> None:
         """Make it while the init prepares what does not depend on it, and let the init go on."""
         began = time.monotonic_ns()
         self.manager.create(self.cgroup_path)
         # Without any rule for devices, a container still has the default ones only.
         self.manager.apply(self.cgroup_path, {"devices": [], **resources})
+        if namespaces.user_fd is None:  # else the init is a child that is still to come
+            self._begin_cgroup()
         self.timings["cgroup"] = time.monotonic_ns() - began
         try:
             self._answer_go()
         except BrokenPipeError:  # it has ended: what it says of that is still to be read
             pass
+
+    def _begin_cgroup(self) -> None:
+        """Make one that needs a first process, unless that has ended: it says itself why."""
+        try:
+            self.manager.begin(self.cgroup_path, self.pid)
+        except cgroups.CgroupError:
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                raise
 
     def _wait_ready(self) -> None:
         while True:

@@ -160,5 +160,9 @@ async def test_a_limit_that_is_refused_never_reaches_systemd(rt: harness.Runtime
 
 def test_what_is_refused_names_the_unit(pod: str) -> None:
     manager = cgroups.manager()
+    path = f"{pod}:crtest:none"
+    with pytest.raises(cgroups.CgroupError, match=r"crtest-none\.scope .* limits are not known"):
+        manager.join(path, 0)
+    manager.apply(path, {})
     with pytest.raises(cgroups.CgroupError, match=r"start crtest-none\.scope"):
-        manager.join(f"{pod}:crtest:none", 1 << 22)
+        manager.join(path, 1 << 22)

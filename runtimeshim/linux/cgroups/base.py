@@ -54,6 +54,13 @@ class CgroupManager(ABC):
     def join(self, path: str, pid: int) -> None:
         """Move a process with its threads into the cgroup; 0 is the caller."""
 
+    def begin(self, path: str, pid: int) -> None:
+        """Make a cgroup that can only be made with a first process; it may join again by itself.
+
+        For the process that has called `apply`: the limits are known to no other yet.
+        """
+        return
+
     def join_beside(self, path: str, init: int) -> None:
         """Move the caller into a container's cgroup; `init` is a process of the container.
 

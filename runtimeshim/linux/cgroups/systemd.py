@@ -58,8 +58,13 @@ class UnitManager(CgroupManager):
                 systemd.change(unit.name, properties)
             self._plain.apply(unit.path(), resources)
 
+    def begin(self, path: str, pid: int) -> None:
+        """See CgroupManager. A scope is started."""
+        if units.is_unit(path):
+            self.join(path, pid)
+
     def join(self, path: str, pid: int) -> None:
-        """See CgroupManager. The first process of a scope starts it."""
+        """See CgroupManager. The first process of a scope starts it, never without its limits."""
         if not units.is_unit(path):
             self._plain.join(path, pid)
             return
@@ -67,7 +72,11 @@ class UnitManager(CgroupManager):
         if not unit.scope or self._exists(unit):
             self._plain.join(unit.path(), pid)
             return
-        resources = self._pending.pop(path, {})
+        resources = self._pending.pop(path, None)
+        if resources is None:
+            raise CgroupError(
+                errno.ENOENT, f"{unit.name} does not exist, and its limits are not known here"
+            )
         # A caller in a PID namespace is known to systemd by the number that the host's /proc has.
         process = pid or int(os.readlink("/proc/self"))
         with _explained(f"start {unit.name}"):
