@@ -26,7 +26,9 @@ import grpc
 
 from api.cri import api_pb2 as cri
 from api.cri import api_pb2_grpc
-from tests.integration.daemon import wait_for
+from runtimeshim.linux import systemd
+from tests.integration import harness
+from tests.integration.daemon import PATIENCE, wait_for
 
 NODE = "node"
 START_SECONDS = 60.0
@@ -76,14 +78,13 @@ class Kubelet:
         self.manifests = self.home / "manifests"
         self.manifests.mkdir(parents=True)
         self.log = runtime.home / "kubelet.log"
-        self.cgroup = f"/{runtime.name}"
         self.port = _free_port()
         self.uids: dict[str, str] = {}  # of every pod that was seen, by name
         self._process: subprocess.Popen[bytes] | None = None
         self._sysctls = {name: (PROC_SYS / name).read_text() for name in SYSCTLS}
         self._had = {path for path in FIXED_DIRECTORIES if path.exists()}
-        for directory in _cgroup_roots():
-            (directory / self.runtime.name).mkdir()
+        self.cgroups = _cgroups(runtime.name)
+        self.cgroups.make()
 
     def settings(self) -> dict[str, Any]:
         """The KubeletConfiguration that `start` changes: as usual, but for the pace of tests."""
@@ -102,8 +103,8 @@ class Kubelet:
             "enableServer": True,
             "enableDebuggingHandlers": True,
             "failCgroupV1": False,
-            "cgroupDriver": "cgroupfs",
-            "cgroupRoot": self.cgroup,
+            "cgroupDriver": harness.CGROUP_DRIVER,
+            "cgroupRoot": self.cgroups.root,
             "cgroupsPerQOS": True,
             "enforceNodeAllocatable": [],
             "failSwapOn": False,
@@ -240,6 +241,7 @@ class Kubelet:
         self, name: str, condition: Callable[[Pod], Any], what: str, seconds: float = POD_SECONDS
     ) -> Pod:
         """Wait until `condition` is true of the pod; returns it as it is then."""
+        seconds *= PATIENCE
         deadline = time.monotonic() + seconds
         while True:
             pod = self.pods().get(name)
@@ -287,12 +289,13 @@ class Kubelet:
             self._end_pods()
         finally:
             self.stop()
-            # The kubelet binds its directory to itself, to share what is mounted there.
-            subprocess.run(["umount", "--recursive", self.home], check=True, timeout=STOP_SECONDS)
+            # The kubelet binds its directory to itself, to share what is mounted there, if it must.
+            if self.home.is_mount():
+                unmount = ["umount", "--recursive", self.home]
+                subprocess.run(unmount, check=True, timeout=STOP_SECONDS)
             for name, value in self._sysctls.items():
                 (PROC_SYS / name).write_text(value)
-            for root in _cgroup_roots():
-                _remove_cgroup(root / self.runtime.name)
+            self.cgroups.remove()
             self._remove_fixed()
 
     def _end_pods(self) -> None:
@@ -330,11 +333,41 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _cgroup_roots() -> list[Path]:
-    """The top of every hierarchy of the kubelet's: of all on v1, of the one on v2."""
-    if (CGROUPS / "cgroup.controllers").exists():
-        return [CGROUPS]
-    return [path for path in sorted(CGROUPS.iterdir()) if not path.is_symlink() and path.is_dir()]
+class _Directories:
+    """The cgroup that a kubelet with cgroupfs has for the tests, in every hierarchy."""
+
+    def __init__(self, name: str) -> None:
+        self.root = f"/{name}"
+        tops = [path for path in sorted(CGROUPS.iterdir()) if path.is_dir()]
+        if (CGROUPS / "cgroup.controllers").exists():
+            tops = [CGROUPS]
+        self._directories = [top / name for top in tops if not top.is_symlink()]
+
+    def make(self) -> None:
+        for directory in self._directories:
+            directory.mkdir()
+
+    def remove(self) -> None:
+        for directory in self._directories:
+            _remove_cgroup(directory)
+
+
+class _Slices:
+    """The slices that a kubelet with systemd makes: those of a node, so there is none beside it."""
+
+    root = "/"
+    _slice = "kubepods.slice"
+
+    def make(self) -> None:
+        directory = CGROUPS / self._slice
+        assert not directory.exists(), f"{directory} is another kubelet's: stop that first"
+
+    def remove(self) -> None:
+        systemd.stop(self._slice)  # and so all in it
+
+
+def _cgroups(name: str) -> _Directories | _Slices:
+    return _Slices() if harness.CGROUP_DRIVER == "systemd" else _Directories(name)
 
 
 def _remove_cgroup(top: Path) -> None:

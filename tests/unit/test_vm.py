@@ -19,12 +19,15 @@ def disks(tmp_path: Path) -> machine.Disks:
 
 
 def test_the_project_is_handed_over_with_its_job(
-    disks: machine.Disks, monkeypatch: pytest.MonkeyPatch
+    disks: machine.Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CRISERVER_TEST_CGROUP_DRIVER", "a driver")
-    machine._pack(disks.project, ["-k", "a b"], seconds=60)
+    program = tmp_path / "kubelet"
+    program.touch(0o755)
+    machine._pack(disks.project, machine._job(["-k", "a b"], "tcg", seconds=60), [program])
     with tarfile.open(disks.project) as tar:
         names = tar.getnames()
+        assert tar.getmember(f"{machine.JOB}/bin/kubelet").mode == 0o755
         job = {
             name: file.read()
             for name in ("arguments", "environment", "seconds")
@@ -35,6 +38,23 @@ def test_the_project_is_handed_over_with_its_job(
     assert b"PATH=" not in job["environment"]
     assert {"pyproject.toml", "tests/vm/guest/run"} <= set(names)
     assert not any(name.startswith((".git", ".venv")) and name != ".gitignore" for name in names)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "of_host", "patience"),
+    [("tcg", None, [machine.PATIENCE]), ("kvm", None, []), ("tcg", "30", ["30"])],
+)
+def test_tests_wait_longer_where_processors_are_emulated(
+    accelerator: str, of_host: str | None, patience: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CRISERVER_TEST_PATIENCE", raising=False)
+    if of_host:
+        monkeypatch.setenv("CRISERVER_TEST_PATIENCE", of_host)
+    settings = machine._job([], accelerator, seconds=60)["environment"].split("\0")
+    told = [
+        entry.split("=")[1] for entry in settings if entry.startswith("CRISERVER_TEST_PATIENCE")
+    ]
+    assert told == patience
 
 
 def test_a_vm_that_reports_nothing_has_failed(

@@ -11,7 +11,7 @@ import tempfile
 import termios
 import time
 import tty
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,9 @@ CONSOLE_LINES = 40
 
 # What is in a checkout, and not part of the project.
 EXCLUDED = (".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis")
-JOB = "tests/vm/guest"  # where the files of the job are: arguments, environment, seconds
+JOB = "tests/vm/guest"  # where the files of the job are, and a directory of programs
+# How many times longer tests wait for what they wait for, where processors are emulated.
+PATIENCE = "5"
 
 
 class Disks(NamedTuple):
@@ -47,6 +49,7 @@ class Disks(NamedTuple):
 def test(
     image: Image,
     arguments: Sequence[str],
+    programs: Sequence[Path] = (),
     *,
     accelerator: str,
     minutes: float,
@@ -54,9 +57,11 @@ def test(
 ) -> int:
     """Run pytest with `arguments` in a fresh VM; its output goes to stdout. Returns its exit code.
 
+    `programs` are files of this machine that are in its PATH there.
     `results` is a directory for what the VM leaves: console, journal, and what tests put there.
     """
-    with _disks(arguments, seconds=int(minutes * 60)) as disks:
+    job = _job(arguments, accelerator, seconds=int(minutes * 60))
+    with _disks(job, programs) as disks:
         _run(_qemu(image, disks, accelerator, "test"), disks.console, minutes * 60)
         return _collect(disks, results)
 
@@ -99,7 +104,7 @@ def shell(image: Image, accelerator: str) -> int:
     """Give this terminal a root shell in a fresh VM."""
     if not sys.stdin.isatty():
         sys.exit("hack/vm: a shell needs a terminal")
-    with _disks((), seconds=0) as disks, _raw_terminal():
+    with _disks(_job((), accelerator, seconds=0), ()) as disks, _raw_terminal():
         return subprocess.run(_qemu(image, disks, accelerator, "shell"), check=False).returncode
 
 
@@ -138,31 +143,43 @@ def _drive(name: str, path: Path, option: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _disks(arguments: Sequence[str], *, seconds: int) -> Iterator[Disks]:
+def _disks(job: Mapping[str, str], programs: Sequence[Path]) -> Iterator[Disks]:
     """Write the project with its job to a disk that is a tar, and make an empty one for results."""
     with tempfile.TemporaryDirectory(prefix="criserver-vm-", dir="/var/tmp") as name:
         directory = Path(name)
         os.environ["TMPDIR"] = name  # where qemu keeps what the VM writes to its root
         disks = Disks(directory / "project", directory / "results", directory / "console")
-        _pack(disks.project, arguments, seconds)
+        _pack(disks.project, job, programs)
         with disks.results.open("wb") as file:
             file.truncate(RESULTS_SIZE)
         yield disks
 
 
-def _pack(disk: Path, arguments: Sequence[str], seconds: int) -> None:
-    job = disk.parent / "job"
-    job.mkdir()
-    (job / "arguments").write_text("".join(f"{argument}\0" for argument in arguments))
-    settings = [f"{name}={value}\0" for name, value in os.environ.items() if _is_setting(name)]
-    (job / "environment").write_text("".join(settings))
-    (job / "seconds").write_text(str(seconds))
+def _job(arguments: Sequence[str], accelerator: str, *, seconds: int) -> dict[str, str]:
+    """Return the files that tell the guest what to do: name -> content."""
+    settings = {"CRISERVER_TEST_PATIENCE": PATIENCE} if accelerator == "tcg" else {}
+    settings |= {name: value for name, value in os.environ.items() if _is_setting(name)}
+    return {
+        "arguments": "".join(f"{argument}\0" for argument in arguments),
+        "environment": "".join(f"{name}={value}\0" for name, value in settings.items()),
+        "seconds": str(seconds),
+    }
+
+
+def _pack(disk: Path, job: Mapping[str, str], programs: Sequence[Path]) -> None:
+    """Write the project, the files of the job, and what is to be in the guest's PATH."""
+    directory = disk.parent / "job"
+    directory.mkdir()
+    for name, content in job.items():
+        (directory / name).write_text(content)
     with tarfile.open(disk, "w", format=tarfile.PAX_FORMAT) as tar:
         for path in sorted(ROOT.iterdir()):
             if path.name not in EXCLUDED:
                 tar.add(path, path.name, filter=_as_root)
-        for path in job.iterdir():
+        for path in directory.iterdir():
             tar.add(path, f"{JOB}/{path.name}", filter=_as_root)
+        for program in programs:
+            tar.add(program.resolve(), f"{JOB}/bin/{program.name}", filter=_as_root)
 
 
 def _is_setting(variable: str) -> bool:
