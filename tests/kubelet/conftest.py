@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration import images
+from tests.integration.conftest import collect_ignore_glob as collect_ignore_glob
 from tests.integration.conftest import nothing_is_left as nothing_is_left
 from tests.integration.conftest import registry as registry
 from tests.integration.daemon import Daemon

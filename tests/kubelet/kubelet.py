@@ -46,6 +46,7 @@ SYSCTLS = (
 )
 CGROUPS = Path("/sys/fs/cgroup")
 PROC_SYS = Path("/proc/sys")
+MOUNTS = Path("/proc/self/mountinfo")
 FIXED_DIRECTORIES = (Path("/var/lib/kubelet"), Path("/var/log/containers"))
 
 Pod = dict[str, Any]
@@ -290,7 +291,7 @@ class Kubelet:
         finally:
             self.stop()
             # The kubelet binds its directory to itself, to share what is mounted there, if it must.
-            if self.home.is_mount():
+            if any(line.split()[4] == str(self.home) for line in MOUNTS.read_text().splitlines()):
                 unmount = ["umount", "--recursive", self.home]
                 subprocess.run(unmount, check=True, timeout=STOP_SECONDS)
             for name, value in self._sysctls.items():

@@ -266,10 +266,9 @@ def test_a_pods_own_network_and_name(kubelet: Kubelet) -> None:
 
 
 def test_a_shared_process_namespace(kubelet: Kubelet) -> None:
-    other = shell("exec sleep 4321", "other")
-    script = (
-        "until ps | grep -q '[s]leep 4321'; do sleep 0.2; done; echo $$$$ seen; kill $(pidof sleep)"
-    )
+    other = shell("exec sleep 1000", "other")
+    # By the program, which the shell that is still to become it is not.
+    script = "until pid=$(pidof sleep); do usleep 200000; done; echo $$$$ seen; kill $pid"
     name = kubelet.put(pod(shell(script), other, shareProcessNamespace=True, restartPolicy="Never"))
     ended = kubelet.until(name, has_ended, "its end")
     assert containers(ended)["other"]["state"]["terminated"]["exitCode"] == 143
