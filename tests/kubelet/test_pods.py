@@ -280,27 +280,32 @@ def test_a_shared_process_namespace(kubelet: Kubelet) -> None:
 def test_a_user_namespace(kubelet: Kubelet) -> None:
     script = """
         id -u; tr -s ' ' </proc/self/uid_map
-        touch /data/file && stat -c %u /data/file; stat -c %u /pod/name; echo done"""
-    field = {"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}
+        touch /data/file && stat -c %u /data/file; echo done"""
     manifest = pod(
-        shell(
-            script,
-            volumeMounts=[
-                {"name": "data", "mountPath": "/data"},
-                {"name": "pod", "mountPath": "/pod"},
-            ],
-        ),
+        shell(script, volumeMounts=[{"name": "data", "mountPath": "/data"}]),
         hostUsers=False,
-        volumes=[
-            {"name": "data", "emptyDir": {}},
-            {"name": "pod", "downwardAPI": {"items": [field]}},
-        ],
+        volumes=[{"name": "data", "emptyDir": {}}],
     )
     lines = output(kubelet, manifest).splitlines()
     inside, outside, count = (int(number) for number in lines[1].split())
     assert (lines[0], inside, count) == ("0", 0, 65536)
     assert outside >= 65536
-    assert lines[2:] == ["0", "0", "done"]
+    assert lines[2:] == ["0", "done"]
+
+
+def test_a_user_namespace_and_a_volume_in_memory(kubelet: Kubelet) -> None:
+    """As the kubelet makes one of the downward API; Linux maps the ids of a tmpfs since 6.3."""
+    field = {"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}
+    manifest = pod(
+        shell("stat -c %u /pod/name", volumeMounts=[{"name": "pod", "mountPath": "/pod"}]),
+        hostUsers=False,
+        volumes=[{"name": "pod", "downwardAPI": {"items": [field]}}],
+    )
+    if tuple(int(number) for number in os.uname().release.split(".")[:2]) >= (6, 3):
+        assert output(kubelet, manifest) == "0\n"
+        return
+    shown = kubelet.until(kubelet.put(manifest), waits_for("CreateContainerError"), "the refusal")
+    assert "cannot map the ids" in containers(shown)["main"]["state"]["waiting"]["message"]
 
 
 def test_a_host_port_reaches_the_pod(kubelet: Kubelet) -> None:
