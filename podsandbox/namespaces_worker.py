@@ -104,7 +104,7 @@ def main(args: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int
             undo.callback(_kill, made.init_pid)
             _await_cgroup(daemon)
             if user is not None:
-                cgroups.manager().join(args["init_cgroup"], made.init_pid)
+                _join(args["init_cgroup"], made.init_pid)
             _record(f"{directory}/init.json", made.init_pid, undo)
             answers.append(start.go())
         undo.pop_all()
@@ -330,7 +330,7 @@ def _become_init(start: _InitStart, user_id: int) -> NoReturn:
         if os.read(start.read_go, 1) == b"g":
             os.setsid()
             if start.cgroup is not None:
-                cgroups.manager().join(start.cgroup, 0)
+                _join(start.cgroup, 0)
             _enter_empty_root()
             _drop_privileges(user_id)
             _reset_signals()
@@ -342,6 +342,13 @@ def _become_init(start: _InitStart, user_id: int) -> NoReturn:
         os.write(start.write_status, f"{type(err).__name__}: {err}".encode())
     finally:
         os._exit(1)
+
+
+def _join(cgroup: str, pid: int) -> None:
+    """Put pid 1 (0: the caller) into its cgroup, which has no limits beside the pod's."""
+    manager = cgroups.manager()
+    manager.apply(cgroup, {})
+    manager.join(cgroup, pid)
 
 
 def _enter_empty_root() -> None:
