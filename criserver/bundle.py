@@ -45,6 +45,25 @@ def read_spec(bundle: Path) -> dict[str, Any] | None:
     return spec
 
 
+def remove_flat_bundle(bundle: Path) -> bool:
+    """Remove a bundle of files and empty directories, which takes a few calls on the run directory.
+
+    Returns whether it is gone: what more there is, or in its way, is `remove_bundle`'s, off the
+    event loop.
+    """
+    try:
+        for name in os.listdir(bundle):
+            path = f"{bundle}/{name}"
+            try:
+                os.unlink(path)
+            except IsADirectoryError:
+                os.rmdir(path)
+        os.rmdir(bundle)
+    except OSError:
+        return not bundle.exists()
+    return True
+
+
 def remove_bundle(bundle: Path) -> None:
     """Remove the bundle's directory; idempotent."""
     while bundle.exists():

@@ -31,21 +31,24 @@ async def stream_containers(
 
 def matching_containers(runtime: Runtime, wanted: cri.ContainerFilter) -> Iterator[Container]:
     """Return the containers that match all parts of the filter, oldest first."""
-    for container in selected_containers(runtime, wanted):
-        if not wanted.HasField("state") or CRI_STATES[container.state] == wanted.state.state:
-            yield container
+    found = selected_containers(runtime, wanted)
+    if not wanted.HasField("state"):
+        return found
+    state = wanted.state.state
+    return (container for container in found if CRI_STATES[container.state] == state)
 
 
 def selected_containers(
     runtime: Runtime, wanted: cri.ContainerFilter | cri.ContainerStatsFilter
 ) -> Iterator[Container]:
     """Return those that match what lists and statistics filter by, oldest first."""
-    sandbox = full_id(runtime.sandboxes.mirror, wanted.pod_sandbox_id)
-    for container in by_id(runtime.containers.mirror, wanted.id):
-        if wanted.pod_sandbox_id and container.sandbox_id != sandbox:
-            continue
-        if has_labels(container.message_config.labels, wanted.label_selector):
-            yield container
+    found = iter(by_id(runtime.containers.mirror, wanted.id))
+    if wanted.pod_sandbox_id:
+        sandbox = full_id(runtime.sandboxes.mirror, wanted.pod_sandbox_id)
+        found = (each for each in found if each.sandbox_id == sandbox)
+    if selector := dict(wanted.label_selector):
+        found = (each for each in found if has_labels(each.message_config.labels, selector))
+    return found
 
 
 def by_id(mirror: Mirror[R], reference: str) -> list[R]:

@@ -6,7 +6,7 @@ import asyncio
 
 from api.cri import api_pb2 as cri
 from api.stages import stage
-from criserver.bundle import remove_bundle
+from criserver.bundle import remove_bundle, remove_flat_bundle
 from criserver.container_stop import kill
 from criserver.runtime import Runtime
 
@@ -37,6 +37,8 @@ async def _remove(runtime: Runtime, container_id: str) -> None:
     with stage("rootfs"):
         await runtime.images.remove_rootfs(container_id)
     with stage("bundle"):
-        await asyncio.to_thread(remove_bundle, runtime.bundle(container_id))
+        bundle = runtime.bundle(container_id)
+        if not remove_flat_bundle(bundle):
+            await asyncio.to_thread(remove_bundle, bundle)
     runtime.containers.remove(container_id)
     runtime.operations.forget(container_id)

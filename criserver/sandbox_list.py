@@ -30,8 +30,10 @@ async def stream_pod_sandboxes(
 
 def matching_sandboxes(runtime: Runtime, wanted: cri.PodSandboxFilter) -> Iterator[Sandbox]:
     """Return the sandboxes that match all parts of the filter, oldest first."""
-    for sandbox in by_id(runtime.sandboxes.mirror, wanted.id):
-        if wanted.HasField("state") and sandbox.state != wanted.state.state:
-            continue
-        if has_labels(sandbox.message.labels, wanted.label_selector):
-            yield sandbox
+    found = iter(by_id(runtime.sandboxes.mirror, wanted.id))
+    if wanted.HasField("state"):
+        state = wanted.state.state
+        found = (each for each in found if each.state == state)
+    if selector := dict(wanted.label_selector):
+        found = (each for each in found if has_labels(each.message.labels, selector))
+    return found

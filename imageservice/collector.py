@@ -14,6 +14,9 @@ from imageservice.store import Garbage
 
 log = logging.getLogger(__name__)
 
+# Whoever removes something is answered before its files are deleted.
+DELETE_SECONDS = 0.05
+
 
 class Collector:
     """Blobs lose their names at once, so that a new pull does not find one that is going."""
@@ -38,6 +41,7 @@ class Collector:
 
     async def _delete_directories(self) -> None:
         """One at a time: what waits for the disk, or for a thread, is not to wait for these."""
+        await asyncio.sleep(DELETE_SECONDS)
         while self._directories:
             try:
                 await asyncio.to_thread(shutil.rmtree, self._directories[0])

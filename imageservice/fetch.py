@@ -41,13 +41,10 @@ class BlobSource(Protocol):
 
 
 @dataclass(frozen=True)
-class WantedLayer:
-    """A layer to be made; `image` is for messages, `parent` the chain id below ("" for none)."""
+class WantedBlob:
+    """A layer's blob to be fetched; `image` is for messages."""
 
     image: str
-    chain_id: str
-    parent: str
-    diff_id: str
     blob: Descriptor
 
     def __str__(self) -> str:
@@ -58,6 +55,15 @@ class WantedLayer:
         return BadContentError(f"{self}: {reason}")
 
 
+@dataclass(frozen=True)
+class WantedLayer(WantedBlob):
+    """A layer to be made of a blob; `parent` is the chain id below ("" for none)."""
+
+    chain_id: str
+    parent: str
+    diff_id: str
+
+
 class Fetcher:
     """The transfers under way, by digest."""
 
@@ -66,7 +72,7 @@ class Fetcher:
         self._flights = Flights()
         self._ingests: dict[str, Ingest] = {}
 
-    def enter(self, wanted: WantedLayer, source: BlobSource | None, tap: Tap) -> Seat[None]:
+    def enter(self, wanted: WantedBlob, source: BlobSource | None, tap: Tap) -> Seat[None]:
         """Join the transfer of the layer's blob, or begin one whose bytes go through `tap` too.
 
         Without a source the content store has to have the blob. The seat's result raises
@@ -79,7 +85,7 @@ class Fetcher:
         ingest = self._ingests.get(digest)
         return None if ingest is None else ingest.offset
 
-    def is_ending(self, wanted: WantedLayer) -> bool:
+    def is_ending(self, wanted: WantedBlob) -> bool:
         """Tell whether all of a blob has come, or no more of it is to come."""
         return self.fetched(wanted.blob.digest) in (None, wanted.blob.size)
 
@@ -94,7 +100,7 @@ class Fetcher:
         ingest.discard()
         return ingest.replayed > 0
 
-    async def _fetch(self, wanted: WantedLayer, source: BlobSource | None, tap: Tap) -> None:
+    async def _fetch(self, wanted: WantedBlob, source: BlobSource | None, tap: Tap) -> None:
         if source is None:
             await asyncio.to_thread(tap.close)
             raise wanted.bad("its content is not in the archive")
@@ -107,13 +113,13 @@ class Fetcher:
                 del self._ingests[digest]
                 await _to_its_end(ingest.close())
 
-    def _open(self, wanted: WantedLayer, tap: Tap) -> Ingest:
+    def _open(self, wanted: WantedBlob, tap: Tap) -> Ingest:
         try:
             return Ingest(self._content, wanted.blob, tap)
         except OSError as err:
             raise _not_stored(wanted, err) from err
 
-    async def _fill(self, wanted: WantedLayer, source: BlobSource, ingest: Ingest) -> None:
+    async def _fill(self, wanted: WantedBlob, source: BlobSource, ingest: Ingest) -> None:
         try:
             await ingest.replay()
             if ingest.replayed:
@@ -133,11 +139,11 @@ class Fetcher:
         await self._flights.close()
 
 
-def _not_stored(wanted: WantedLayer, err: OSError) -> DiskError:
+def _not_stored(wanted: WantedBlob, err: OSError) -> DiskError:
     return DiskError(f"cannot store the blob of {wanted}: {err}")
 
 
-async def _transfer(wanted: WantedLayer, source: BlobSource, ingest: Ingest) -> None:
+async def _transfer(wanted: WantedBlob, source: BlobSource, ingest: Ingest) -> None:
     """Fetch what is missing, going on where a transfer breaks."""
     breaks = 0
     while ingest.offset < wanted.blob.size or ingest.offset == 0:

@@ -1,7 +1,4 @@
-"""Unpacked layers: fetched, unpacked by a worker of the spawner, checked, synced, committed.
-
-    download ─┬─ sha256 ─ file in content/ingest ─ named by its digest
-              └─ pipe ─ worker: decompress ─ sha256 of the diff ─ tar ─ layers/N/fs
+"""Unpacked layers: fetched and unpacked (imageservice.unpacking), checked, synced, committed.
 
 A layer counts once its row is in the database. Before that its directory is nobody's.
 """
@@ -15,39 +12,42 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from api.errors import CRIError, ImagePullError, InternalError, UnavailableError
+from api.stages import stage
 from imageservice import artifact
 from imageservice.artifact import File
 from imageservice.content import ContentStore, Tap
-from imageservice.errors import BadContentError, DiskError, StalePartialError
-from imageservice.fetch import BlobSource, Fetcher, WantedLayer
-from imageservice.flights import Flights, Seat
+from imageservice.errors import StalePartialError
+from imageservice.fetch import BlobSource, Fetcher, WantedBlob, WantedLayer
+from imageservice.flights import Flights
 from imageservice.parent_attributes import copy_attributes
 from imageservice.placement import spread_subdirectories
 from imageservice.progress import LayerProgress, LayerState
 from imageservice.store import ImageStore, Layer
 from imageservice.syncing import Syncer
+from imageservice.unpacking import UNPACK_SECONDS, Unpacked, Unpacker
 from runtimeshim.client import Spawner, SpawnerError, WorkerError
 
 log = logging.getLogger(__name__)
 
-UNPACK_WORKER = "unpack_layer"
-PARENTS_WORKER = "layer_parents"
 VERIFY_WORKER = "verify_layer"
-# A stalled download ends by itself; this ends a worker that hangs for another reason.
-UNPACK_SECONDS = 6 * 3600.0
-PARENTS_SECONDS = 600.0
-# What a worker raises for an archive that is wrong, and for reasons that are not the archive's.
-_ARCHIVE_ERRORS = ("TarError", "CoveredError", "CompressionError")
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM)
 REMOVE_TRIES = 50
 # Why a layer is damaged.
 GONE = "its directory is missing"
 REMOVE_PAUSE_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """The unpacking of a blob that may become a layer, and where the blob comes from."""
+
+    source: BlobSource
+    task: asyncio.Task[Unpacked]
 
 
 class Layers:
@@ -70,6 +70,8 @@ class Layers:
         self._syncer = syncer
         self._flights = Flights()
         self._fetcher = Fetcher(content)
+        self._unpacker = Unpacker(content, self._fetcher, spawner)
+        self._ahead: dict[str, _Ahead] = {}  # by digest: what nobody has taken over yet
         self._slots = asyncio.Semaphore(parallel)
         # The lower directory of an image without layers: overlayfs needs one.
         (self.directory / "empty" / "fs").mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -164,7 +166,7 @@ class Layers:
         self, image: str, chain_id: str, files: Sequence[File], source: BlobSource | None
     ) -> None:
         """Make the directory of an artifact's files unless it is there. Raises CRIError."""
-        wanted = [WantedLayer(image, chain_id, "", chain_id, file.blob) for file in files]
+        wanted = [WantedBlob(image, file.blob) for file in files]
         while True:
             await asyncio.gather(*(self._file(each, source) for each in wanted))
             if not self._store.has_layer(chain_id):
@@ -176,7 +178,7 @@ class Layers:
                 return
             self._store.health.mark(chain_id, differences[0])
 
-    async def _file(self, wanted: WantedLayer, source: BlobSource | None) -> None:
+    async def _file(self, wanted: WantedBlob, source: BlobSource | None) -> None:
         async with self._slots:
             await self._keep_blob(wanted, source)
 
@@ -195,7 +197,7 @@ class Layers:
                 await asyncio.shield(asyncio.to_thread(_remove_all, [path.parent]))
             self.busy.discard(number)
 
-    async def _keep_blob(self, wanted: WantedLayer, source: BlobSource | None) -> None:
+    async def _keep_blob(self, wanted: WantedBlob, source: BlobSource | None) -> None:
         """Fetch the blob of a layer that is there: it came as another, or was damaged since."""
         while not self._content.has(wanted.blob.digest):
             tap = Tap()
@@ -265,49 +267,112 @@ class Layers:
         return number, path
 
     async def _make(self, wanted: WantedLayer, source: BlobSource | None) -> None:
-        number, path = self._new_directory()
+        unpacking = self._begun_ahead(wanted, source)
+        if unpacking is None:
+            unpacking = asyncio.create_task(self._unpack(wanted, source))
         try:
-            async with self._slots:
-                answer, listing = await self._unpack(wanted, source, path)
-            try:
-                await self._finish(wanted, path, answer, listing)
-            finally:
-                for fd in listing:
-                    os.close(fd)
-            self._commit(wanted, number, answer)
+            unpacked = await unpacking
+            await self._finish(wanted, unpacked)
+            self._commit(wanted, unpacked)
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(_remove_all, [path.parent]))
+            await asyncio.shield(self._undo(unpacking))
             raise
+        unpacked.close()
+        self.busy.discard(unpacked.number)
+
+    @asynccontextmanager
+    async def ahead(self, blobs: Sequence[WantedBlob], source: BlobSource) -> AsyncIterator[None]:
+        """Begin to unpack blobs before it is known which layers they are.
+
+        `ensure` goes on with what was begun by the same source; the rest is undone in the end, but
+        for what has come of the blobs.
+        """
+        begun: dict[str, _Ahead] = {}
+        for wanted in blobs:
+            digest = wanted.blob.digest
+            under_way = digest in self._ahead or self._fetcher.fetched(digest) is not None
+            if not under_way and not self._content.has(digest):
+                task = asyncio.create_task(self._unpack_ahead(wanted, source))
+                begun[digest] = self._ahead[digest] = _Ahead(source, task)
+        try:
+            yield
+        finally:
+            left = {digest for digest, each in begun.items() if self._ahead.get(digest) is each}
+            for digest in left:
+                del self._ahead[digest]
+            if left:
+                await asyncio.shield(self._undo_all({d: begun[d].task for d in left}))
+
+    async def _undo_all(self, tasks: Mapping[str, asyncio.Task[Unpacked]]) -> None:
+        await asyncio.gather(*map(self._undo, tasks.values()))
+        unknown = tasks.keys() - self._store.known_blobs().keys()
+        for digest in self._store.collect((), unknown).blobs:
+            self._content.demote(digest)
+
+    def _begun_ahead(
+        self, wanted: WantedLayer, source: BlobSource | None
+    ) -> asyncio.Task[Unpacked] | None:
+        """Take over what was begun of the blob; another pull's source may fail it, so only ours."""
+        found = self._ahead.get(wanted.blob.digest)
+        if found is None or found.source is not source:
+            return None
+        del self._ahead[wanted.blob.digest]
+        return found.task
+
+    async def _unpack_ahead(self, wanted: WantedBlob, source: BlobSource) -> Unpacked:
+        with stage("ahead", wanted.blob.digest):
+            return await self._unpack(wanted, source)
+
+    async def _unpack(self, wanted: WantedBlob, source: BlobSource | None) -> Unpacked:
+        """Unpack a blob into a new directory, which is busy from then on."""
+        async with self._slots:
+            number, path = self._new_directory()
+            try:
+                return await self._unpacker.unpack(wanted, source, number, path)
+            except BaseException:
+                await asyncio.shield(self._drop(number, path))
+                raise
+
+    async def _undo(self, unpacking: asyncio.Task[Unpacked]) -> None:
+        """End an unpacking, and remove what it made."""
+        unpacking.cancel()
+        await asyncio.wait((unpacking,))
+        if not unpacking.cancelled() and unpacking.exception() is None:
+            unpacked = unpacking.result()
+            unpacked.close()
+            await self._drop(unpacked.number, unpacked.path)
+
+    async def _drop(self, number: int, path: Path) -> None:
+        try:
+            await asyncio.to_thread(_remove_all, [path.parent])
         finally:
             self.busy.discard(number)
 
-    async def _finish(
-        self, wanted: WantedLayer, path: Path, answer: dict[str, Any], listing: list[int]
-    ) -> None:
-        if answer["diff_id"] != wanted.diff_id:
+    async def _finish(self, wanted: WantedLayer, unpacked: Unpacked) -> None:
+        if unpacked.diff_id != wanted.diff_id:
             raise wanted.bad(
-                f"it unpacks to the diff id {answer['diff_id']}, "
+                f"it unpacks to the diff id {unpacked.diff_id}, "
                 f"but the image's configuration says {wanted.diff_id}"
             )
-        if answer["ignored_xattrs"]:
+        if unpacked.ignored_xattrs:
             log.warning(
                 "%s: %d extended attributes were left out: they are reserved, or the filesystem "
                 "has none",
                 wanted,
-                answer["ignored_xattrs"],
+                unpacked.ignored_xattrs,
             )
         await self._parent_done(wanted)
-        await self._adopt_parents(wanted, path, answer, listing)
+        await self._adopt_parents(wanted, unpacked)
         await self._syncer.cover(self._syncer.ticket())
 
-    def _commit(self, wanted: WantedLayer, number: int, answer: dict[str, Any]) -> None:
+    def _commit(self, wanted: WantedLayer, unpacked: Unpacked) -> None:
         layer = Layer(
             wanted.chain_id,
             wanted.parent,
             wanted.diff_id,
-            number,
-            answer["size"],
-            answer["inodes"],
+            unpacked.number,
+            unpacked.size,
+            unpacked.inodes,
         )
         self._store.commit_layer(layer, wanted.blob)
 
@@ -324,23 +389,14 @@ class Layers:
                 failure = err
                 await asyncio.sleep(0)  # our own pull may try it with its own source
 
-    async def _adopt_parents(
-        self, wanted: WantedLayer, path: Path, answer: dict[str, Any], listing: list[int]
-    ) -> None:
+    async def _adopt_parents(self, wanted: WantedLayer, unpacked: Unpacked) -> None:
         """Give directories that the tar does not describe the attributes of those below."""
         if not wanted.parent:
             return
-        parents = [str(parent) for parent in self._below(wanted.parent)]
-        if not answer["root_described"]:
-            await asyncio.to_thread(_copy_root, Path(parents[0]), path)
-        if listing:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                await self._run(
-                    wanted, PARENTS_WORKER, {"parents": parents}, [fd, *listing], PARENTS_SECONDS
-                )
-            finally:
-                os.close(fd)
+        parents = self._below(wanted.parent)
+        if not unpacked.root_described:
+            await asyncio.to_thread(_copy_root, parents[0], unpacked.path)
+        await self._unpacker.adopt_parents(wanted, unpacked, parents)
 
     def _below(self, chain_id: str) -> list[Path]:
         paths = []
@@ -349,86 +405,6 @@ class Layers:
             paths.append(self.path(layer.number))
             chain_id = layer.parent
         return paths
-
-    # -- unpacking ----------------------------------------------------------------------------
-
-    async def _unpack(
-        self, wanted: WantedLayer, source: BlobSource | None, path: Path
-    ) -> tuple[dict[str, Any], list[int]]:
-        """Return the worker's answer, having fetched the blob on the way if it was not there."""
-        digest = wanted.blob.digest
-        while not self._content.has(digest):
-            tap = Tap()
-            seat = self._fetcher.enter(wanted, source, tap)
-            if seat.first:
-                return await self._unpack_tapped(wanted, seat, tap, path)
-            tap.close_reader()
-            tap.close()
-            try:
-                await seat.result()
-            except CRIError as err:
-                log.info("another pull failed to fetch %s: %s", wanted, err)
-        fd = os.open(self._content.path(digest), os.O_RDONLY)
-        try:
-            return await self._run_unpack(wanted, fd, path)
-        finally:
-            os.close(fd)
-
-    async def _unpack_tapped(
-        self, wanted: WantedLayer, seat: Seat[None], tap: Tap, path: Path
-    ) -> tuple[dict[str, Any], list[int]]:
-        """Unpack while the blob is being fetched."""
-        unpacked = asyncio.create_task(self._run_unpack(wanted, tap.read_fd, path))
-        # Without a reader a blocked write to the pipe ends.
-        unpacked.add_done_callback(lambda _: tap.close_reader())
-        fetched = asyncio.create_task(seat.result())
-        try:
-            await asyncio.wait((fetched, unpacked), return_when=asyncio.FIRST_EXCEPTION)
-            if not fetched.done() and self._fetcher.is_ending(wanted):
-                # Its digest says more than what the worker makes of wrong or too few bytes.
-                await asyncio.wait((fetched,))
-            if fetched.done() and fetched.exception() is not None:
-                # The pipe has ended, so the worker does; its error is only a consequence.
-                await asyncio.to_thread(tap.close)
-                await asyncio.wait((unpacked,))
-                fetched.result()
-            return await unpacked
-        except DiskError:
-            self._fetcher.spoil(wanted.blob.digest)
-            raise
-        except BadContentError as err:
-            if self._fetcher.spoil(wanted.blob.digest):
-                raise StalePartialError(str(err)) from err
-            raise
-        finally:
-            for task in (fetched, unpacked):
-                task.cancel()
-            await asyncio.gather(fetched, unpacked, return_exceptions=True)
-            await seat.close()
-            await asyncio.to_thread(tap.close)
-
-    async def _run_unpack(
-        self, wanted: WantedLayer, source: int, path: Path
-    ) -> tuple[dict[str, Any], list[int]]:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            return await self._run(wanted, UNPACK_WORKER, {}, [source, fd], UNPACK_SECONDS)
-        finally:
-            os.close(fd)
-
-    async def _run(
-        self, wanted: WantedLayer, worker: str, args: dict[str, Any], fds: list[int], timeout: float
-    ) -> tuple[dict[str, Any], list[int]]:
-        try:
-            return await self._spawner.run_worker(worker, args, fds, timeout=timeout)
-        except WorkerError as err:
-            raise _worker_failed(wanted, err) from err
-        except TimeoutError as err:
-            raise ImagePullError(
-                f"{wanted}: unpacking was ended after {timeout:g} s without a result"
-            ) from err
-        except SpawnerError as err:
-            raise UnavailableError(f"cannot unpack {wanted.image}: {err}") from err
 
     # -- removal ------------------------------------------------------------------------------
 
@@ -452,15 +428,6 @@ class Layers:
         """Break off what is under way."""
         await self._flights.close()
         await self._fetcher.close()
-
-
-def _worker_failed(wanted: WantedLayer, err: WorkerError) -> ImagePullError:
-    """Tell an archive that is wrong from a machine that is in trouble."""
-    if err.errno in _DISK_ERRORS:
-        return DiskError(f"{wanted}: {err.message}: free, or repair, the disk below it")
-    if err.kind in _ARCHIVE_ERRORS or err.errno is not None:
-        return wanted.bad(err.message)
-    return ImagePullError(f"{wanted}: {err.message}")
 
 
 def _remove_all(paths: Sequence[Path]) -> None:

@@ -17,7 +17,7 @@ from imageservice.auth import Credentials
 from imageservice.collector import Collector
 from imageservice.content import ContentStore
 from imageservice.errors import BadContentError, DiskError, registry_unavailable
-from imageservice.fetch import WantedLayer
+from imageservice.fetch import WantedBlob, WantedLayer
 from imageservice.flights import Flights
 from imageservice.layers import Layers
 from imageservice.manifest import Descriptor, ImageConfig, Manifest
@@ -75,7 +75,7 @@ class Parts:
         """Return the layers, the base first."""
         chain = self.config.chain_ids
         below = ("", *chain)
-        stacked = zip(chain, below, self.config.diff_ids, self.manifest.layers, strict=False)
+        stacked = zip(self.manifest.layers, chain, below, self.config.diff_ids, strict=False)
         return [WantedLayer(self.name, *layer) for layer in stacked]
 
 
@@ -257,15 +257,25 @@ class PullEngine:
         digests = [document.descriptor.digest for document in ends]
         with stage("signatures"):
             await self._signatures.check(reference, credentials, digests)
-        with stage("config"):
-            config = await self._config(pull, repository, manifest.config)
-        parsed = m.parse_document(documents[-1].body, str(reference))
-        parts = make_parts(str(reference), documents, parsed, config)
-        pull.existed = frozenset(filter(self._store.has_layer, parts.config.chain_ids))
-        pull.layers = parts.wanted_layers()
-        target = documents[0].descriptor.digest
-        names = {str(name): target for name in (reference, reference.with_digest(target))}
-        return await self._assembler.assemble(parts, names, repository)
+        parsed = m.parse_document(documents[-1].body, pull.image)
+        async with self._layers.ahead(self._expected(pull.image, manifest, parsed), repository):
+            with stage("config"):
+                config = await self._config(pull, repository, manifest.config)
+            parts = make_parts(pull.image, documents, parsed, config)
+            pull.existed = frozenset(filter(self._store.has_layer, parts.config.chain_ids))
+            pull.layers = parts.wanted_layers()
+            target = documents[0].descriptor.digest
+            names = {str(name): target for name in (reference, reference.with_digest(target))}
+            return await self._assembler.assemble(parts, names, repository)
+
+    def _expected(self, image: str, manifest: Manifest, parsed: dict[str, Any]) -> list[WantedBlob]:
+        """Return the blobs that an image not known yet will need whatever its configuration says.
+
+        To ask for them together with the configuration saves a small pull the time of an answer.
+        """
+        if artifact.is_artifact(parsed) or self._content.has(manifest.config.digest):
+            return []
+        return [WantedBlob(image, blob) for blob in manifest.layers]
 
     async def _resolve(self, repository: Repository, name: str) -> tuple[list[Document], Manifest]:
         """Follow indexes down to the manifest for this machine; returns what was on the way."""

@@ -20,7 +20,7 @@ from imageservice.archive import ArchiveImporter
 from imageservice.collector import Collector
 from imageservice.content import ContentStore
 from imageservice.hosts import RegistryConfig
-from imageservice.layers import PARENTS_WORKER, UNPACK_WORKER, VERIFY_WORKER, Layers
+from imageservice.layers import VERIFY_WORKER, Layers
 from imageservice.pinning import Pins
 from imageservice.progress import PullProgress
 from imageservice.pull import Assembler, PullEngine
@@ -37,6 +37,7 @@ from imageservice.snapshots import (
 from imageservice.store import ORPHAN_SECONDS, Image, ImageStore
 from imageservice.strays import ImageStrays
 from imageservice.syncing import Syncer
+from imageservice.unpacking import PARENTS_WORKER, UNPACK_WORKER
 from imageservice.views import MOUNT_WORKER, SUBPATH_WORKER, Views
 from runtimeshim.client import Rootfs, Spawner
 

@@ -235,8 +235,8 @@ class Snapshots:
             }
             if stale:
                 found = await asyncio.to_thread(_measure_all, stale)
-                here = self._store.snapshots()
-                self._usage.update({key: each for key, each in found.items() if key in here})
+                here = filter(self._store.has_snapshot, found)
+                self._usage.update({key: found[key] for key in here})
             else:
                 found = {}
             known_or_found = {**self._usage, **found}

@@ -427,6 +427,13 @@ class ImageStore:
         """Return the ids of containers that have a root filesystem."""
         return {row[0] for row in self._database.execute("SELECT container_id FROM snapshots")}
 
+    def has_snapshot(self, container_id: str) -> bool:
+        """Tell whether a container has a root filesystem."""
+        row = self._database.execute(
+            "SELECT EXISTS (SELECT 1 FROM snapshots WHERE container_id = ?)", (container_id,)
+        ).fetchone()
+        return bool(row[0])
+
     # -- removal ------------------------------------------------------------------------------
 
     def remove_image(self, image: Image) -> Garbage:

@@ -21,8 +21,8 @@ USER_AGENT = "criserver/0.1"
 MAX_REDIRECTS = 8
 # Connections to one registry: manifests and several layers at a time.
 MAX_CONNECTIONS_PER_HOST = 16
-# What a response may hold ready before the socket is no longer read.
-READ_BUFFER = 1 << 20
+# Half of what a response may hold ready before the socket is no longer read; the kernel holds more.
+READ_BUFFER = 1 << 18
 # What OpenSSL calls a server's refusal of our certificate, or of there being none.
 _CERTIFICATE_ALERTS = frozenset(
     ("SSLV3_ALERT_BAD_CERTIFICATE", "TLSV13_ALERT_CERTIFICATE_REQUIRED", "TLSV1_ALERT_UNKNOWN_CA")

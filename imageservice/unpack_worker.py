@@ -20,7 +20,8 @@ from runtimeshim.linux import capabilities, syscalls
 
 # Bytes that one layer may unpack to, unless the caller gives another limit.
 MAX_LAYER_BYTES = 256 << 30
-READ_SIZE = 1 << 20
+# More at a time would be memory that is new, and so faulted in page by page, in every read.
+READ_SIZE = 128 * 1024
 # What creating files of any owner, mode and kind takes; SYS_ADMIN is for trusted.overlay.opaque.
 # CAP_SYS_CHROOT is not among them: the way back out of the chroot is closed.
 CAPABILITIES = capabilities.to_mask(

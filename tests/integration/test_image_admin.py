@@ -316,4 +316,5 @@ async def test_a_view_outlives_its_image_and_goes_with_its_container(
     await service.close()
     service.open()
     await service.service.recover([])
+    await service.service.settle()
     assert service.left() == []

@@ -10,18 +10,26 @@ import pytest
 from aiohttp import web
 
 from api.errors import CRIError, ImagePullError
-from tests.integration import images
+from tests.integration import harness, images
 from tests.integration.image_fixtures import Images
 from tests.integration.odd_registry import OddRegistry, Opener, answer, small_image
 
 pytestmark = pytest.mark.integration
 
 
-async def refused(service: Images, name: str, pattern: str) -> None:
-    """The pull fails for this reason, and leaves nothing behind."""
+async def refused(service: Images, name: str, pattern: str, *kept: str) -> None:
+    """The pull fails for this reason, and leaves nothing behind but what may have come of `kept`.
+
+    kept: digests of blobs that are as they should be.
+    """
     with pytest.raises(CRIError, match=pattern):
         await service.pull(name)
-    assert service.left() == []
+    assert set(service.left()) <= {ingest(digest) for digest in kept}
+
+
+def ingest(digest: str) -> str:
+    """Where the beginning of a blob is kept."""
+    return f"content/ingest/{digest.removeprefix('sha256:')}"
 
 
 async def test_another_blob_than_asked_for_is_refused(service: Images, odd: OddRegistry) -> None:
@@ -49,7 +57,28 @@ async def test_another_configuration_than_asked_for_is_refused(
     image = small_image()
     name = odd.add("app", image)
     odd.hooks[image.id] = answer(200, image.config_blob.replace(b"linux", b"lunix"))
-    await refused(service, name, f"instead of {image.id}")
+    await refused(service, name, f"instead of {image.id}", images.digest(image.layers[0].blob))
+
+
+async def test_layers_that_came_before_their_configuration_failed_are_not_fetched_again(
+    service: Images, odd: OddRegistry
+) -> None:
+    image = small_image()
+    name = odd.add("app", image)
+    digest = images.digest(image.layers[0].blob)
+    come = service.root / "content/blobs/sha256" / digest.removeprefix("sha256:")
+
+    async def refuse(_: web.Request) -> web.StreamResponse:
+        await harness.until(come.exists)
+        return web.Response(status=404)
+
+    odd.hooks[image.id] = refuse
+    with pytest.raises(CRIError, match="404 Not Found"):
+        await service.pull(name)
+    assert service.left() == [ingest(digest)]
+    odd.hooks.clear()
+    await service.pull(name)
+    assert odd.paths().count(f"/v2/app/blobs/{digest}") == 1
 
 
 async def test_a_configuration_that_lies_about_its_layers_is_refused(
@@ -197,7 +226,7 @@ async def test_a_range_that_is_a_lie_is_refused(service: Images, odd: OddRegistr
     odd.hooks[images.digest(blob)] = lie
     with pytest.raises(ImagePullError, match=f"of {name}.*to a range from 50000"):
         await service.pull(name)
-    assert service.left() == [f"content/ingest/{images.digest(blob).removeprefix('sha256:')}"]
+    assert service.left() == [ingest(images.digest(blob))]
 
 
 @pytest.mark.parametrize("key", ["/manifests/", "/blobs/"])
@@ -210,7 +239,7 @@ async def test_redirects_for_ever_are_refused(service: Images, odd: OddRegistry,
 
     odd.hooks[key] = on_and_on
     await refused(service, name, f"^RegistryUnavailable: .*{name}: .*redirects more than 8 times")
-    assert len(odd.requests) < 12
+    assert len(odd.requests) < 1 + 2 * 12  # configuration and layer are asked for at once
 
 
 # -- stalls -----------------------------------------------------------------------------------
@@ -258,7 +287,9 @@ async def test_a_blob_that_stalls_is_given_up(
         return response
 
     odd.hooks[images.digest(blob)] = stall
-    await refused(service, name, f"^RegistryUnavailable: .*of {name}.*no data for longer than")
+    kept = (images.digest(image.layers[0].blob),) if which == "configuration" else ()
+    pattern = f"^RegistryUnavailable: .*of {name}.*no data for longer than"
+    await refused(service, name, pattern, *kept)
 
 
 async def test_a_trickle_is_no_stall(service: Images, odd: OddRegistry) -> None:

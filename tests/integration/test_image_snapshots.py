@@ -77,6 +77,7 @@ async def test_a_containers_layers_outlive_its_image(service: Images, registry: 
     await service.remove(again.id)
     assert Path(rootfs.lowerdirs[0], "bin/busybox").exists()
     await service.service.remove_rootfs("c2")
+    await service.service.settle()
     assert service.left() == []
 
 

@@ -9,13 +9,14 @@ import pytest
 from imageservice import layer_tree
 from imageservice.compression import CompressionError
 from imageservice.errors import BadContentError
-from imageservice.layers import WantedLayer, _worker_failed
+from imageservice.fetch import WantedBlob
 from imageservice.manifest import Descriptor
 from imageservice.tar import TarError
+from imageservice.unpacking import worker_failed
 from runtimeshim.client import WorkerError
 
 DIGEST = "sha256:" + "1" * 64
-WANTED = WantedLayer("host/app:1", DIGEST, "", DIGEST, Descriptor("layer", DIGEST, 5))
+WANTED = WantedBlob("host/app:1", Descriptor("layer", DIGEST, 5))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ WANTED = WantedLayer("host/app:1", DIGEST, "", DIGEST, Descriptor("layer", DIGES
     ],
 )
 def test_only_a_wrong_archive_is_bad_content(kind: str, number: int | None, bad: bool) -> None:
-    error = _worker_failed(WANTED, WorkerError(kind, "what happened", number))
+    error = worker_failed(WANTED, WorkerError(kind, "what happened", number))
     assert isinstance(error, BadContentError) is bad
     assert str(error).startswith(f"layer {DIGEST} of host/app:1: what happened")
 
@@ -41,7 +42,7 @@ def test_only_a_wrong_archive_is_bad_content(kind: str, number: int | None, bad:
 def test_every_error_of_an_archive_is_known_by_its_name() -> None:
     kinds = [TarError, CompressionError, *subclasses(TarError), *subclasses(CompressionError)]
     for kind in kinds:
-        error = _worker_failed(WANTED, WorkerError(kind.__name__, "what happened", None))
+        error = worker_failed(WANTED, WorkerError(kind.__name__, "what happened", None))
         assert isinstance(error, BadContentError), kind
     assert layer_tree.CoveredError in kinds
 
