@@ -100,7 +100,7 @@ class Container:
                 self._fork_with_pipes(namespaces, overlay, stdin)
             undo.append(self._kill)
             stage = "cgroup"
-            self._make_cgroup(linux.get("resources") or {})
+            self._make_cgroup(linux.get("resources") or {}, namespaces)
             stage = "init"
             self._wait_ready()
             namespaces.close()
@@ -168,17 +168,28 @@ class Container:
             "seccomp_cache": self.seccomp_cache,
         }
 
-    def _make_cgroup(self, resources: Mapping[str, Any]) -> None:
+    def _make_cgroup(self, resources: Mapping[str, Any], namespaces: Namespaces) -> None:
         """Make it while the init prepares what does not depend on it, and let the init go on."""
         began = time.monotonic_ns()
         self.manager.create(self.cgroup_path)
         # Without any rule for devices, a container still has the default ones only.
         self.manager.apply(self.cgroup_path, {"devices": [], **resources})
+        # In a user namespace it is the init's child who asks for it, once it is there.
+        if self.manager.begins_with_process(self.cgroup_path) and namespaces.user_fd is None:
+            self._begin_cgroup()
         self.timings["cgroup"] = time.monotonic_ns() - began
         try:
             self._answer_go()
         except BrokenPipeError:  # it has ended: what it says of that is still to be read
             pass
+
+    def _begin_cgroup(self) -> None:
+        try:
+            self.manager.join(self.cgroup_path, self.pid)
+        except cgroups.CgroupError:
+            ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
+                raise  # else what it says of its end is still to be read
 
     def _wait_ready(self) -> None:
         while True:

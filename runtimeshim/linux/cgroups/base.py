@@ -54,6 +54,14 @@ class CgroupManager(ABC):
     def join(self, path: str, pid: int) -> None:
         """Move a process with its threads into the cgroup; 0 is the caller."""
 
+    def begins_with_process(self, path: str) -> bool:
+        """Tell whether the cgroup is made by its first `join`, and not by `create`.
+
+        Then that one has to be of the manager that `apply` was called on, for it has the limits.
+        """
+        del path
+        return False
+
     def join_beside(self, path: str, init: int) -> None:
         """Move the caller into a container's cgroup; `init` is a process of the container.
 

@@ -75,6 +75,10 @@ class UnitManager(CgroupManager):
         self._plain.create(unit.path())  # what systemd knows nothing of, like hugetlb, is enabled
         self._plain.apply(unit.path(), resources)
 
+    def begins_with_process(self, path: str) -> bool:
+        """See CgroupManager."""
+        return units.is_unit(path) and bool(units.parse(path).scope)
+
     def join_own(self, path: str, name: str, init: int) -> str:
         """See CgroupManager."""
         return self._plain.join_own(units.directory(path), name, init)
