@@ -237,7 +237,8 @@ def _make_files(
         directory.parent.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
         directory.mkdir(_DIRECTORY_MODE)
         undo.callback(shutil.rmtree, directory)
-        return write_etc_files(directory, config, plan.mount_label)
+        owner = plan.user.root() if plan.user else None
+        return write_etc_files(directory, config, plan.mount_label, owner)
 
 
 async def _init_started(status: int) -> None:
