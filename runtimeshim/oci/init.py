@@ -280,7 +280,7 @@ def _enter(
     stages.enter("rootfs")
     rootfs.detach_from_host((plan.spec.get("linux") or {}).get("rootfsPropagation"), plan.rootfs)
     if plan.overlay is not None:
-        rootfs.mount_overlay(plan.overlay, plan.rootfs)
+        rootfs.mount_overlay(plan.overlay, plan.rootfs, around.label)
     else:
         rootfs.bind_root(plan.rootfs)
     root = os.open(plan.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -383,7 +383,7 @@ def _fill_root(
     _run_create_hooks(plan, sync, stages)
     stages.enter("masks")
     sysctls.write(linux.get("sysctl") or {})
-    rootfs.mask_paths(root, linux.get("maskedPaths") or ())
+    rootfs.mask_paths(root, linux.get("maskedPaths") or (), around.label)
     rootfs.protect_paths(root, linux.get("readonlyPaths") or ())
     return master
 
