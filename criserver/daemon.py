@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from api.errors import CRIError
 from api.stages import observe
-from criserver import apparmor, logs, oci_features
+from criserver import apparmor, logs, oci_features, storage_labels
 from criserver import config as configuration
 from criserver.config import Config, ConfigError
 from criserver.diagnosis import Diagnosis
@@ -131,6 +131,8 @@ async def serve(config: Config, read_again: Callable[[], Config]) -> None:
         stack.push_async_callback(network.close)
         profile = await apparmor.load_default(spawner)
         runtime = _make_runtime(config, connection, spawner, network, profile)
+        if runtime.host.selinux:
+            await storage_labels.apply(config.root)
         binaries = {name: external.path for name, external in config.runtimes.items()}
         runtime.recursive_read_only = await oci_features.recursive_read_only(spawner, binaries)
         stack.callback(runtime.history.close)

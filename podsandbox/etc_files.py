@@ -40,12 +40,16 @@ def resolv_conf(dns: cri.DNSConfig) -> str:
 
 
 def write_etc_files(
-    directory: Path, config: cri.PodSandboxConfig, label: str = ""
+    directory: Path,
+    config: cri.PodSandboxConfig,
+    label: str = "",
+    owner: tuple[int, int] | None = None,
 ) -> dict[str, str]:
     """Write the three files into `directory`; returns their names with their paths.
 
     Without a hostname the pod has the host's; without a DNS configuration, or with an empty one,
-    the host's resolver. `label` is their SELinux label.
+    the host's resolver. `label` is their SELinux label. `owner` is the uid and gid on the host of
+    the pod's root: so they need no id-mapped mount, which a tmpfs takes since Linux 6.3 only.
     """
     hostname = config.hostname or socket.gethostname()
     resolver = resolv_conf(config.dns_config).encode()
@@ -55,7 +59,11 @@ def write_etc_files(
         "hosts": _read_host_file(_HOST_HOSTS, _LOCAL_HOSTS.encode()),
         "resolv.conf": resolver,
     }
-    return {name: _write(directory / name, content, label) for name, content in contents.items()}
+    files = {name: _write(directory / name, content, label) for name, content in contents.items()}
+    if owner is not None:
+        for path in files.values():
+            os.chown(path, *owner)
+    return files
 
 
 def _read_host_file(path: Path, missing: bytes) -> bytes:

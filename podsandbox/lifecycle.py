@@ -184,7 +184,8 @@ class Sandboxes:
             making.cgroup_made()
             failure.pop_all()
         with stage("files"), _system_faults("write the pod's files"):
-            return write_etc_files(directory, config, plan.mount_label)
+            owner = plan.user.root() if plan.user else None
+            return write_etc_files(directory, config, plan.mount_label, owner)
 
     async def _make_cgroup(self, plan: SandboxPlan) -> None:
         await self._off_loop(self._cgroups.create, plan.init_cgroup or plan.cgroup_parent)

@@ -25,6 +25,10 @@ class UserNamespace:
         """Return the form that namespaces_worker takes."""
         return {"uids": list(self.uids), "gids": list(self.gids)}
 
+    def root(self) -> tuple[int, int]:
+        """Return the uid and gid on the host of the root inside."""
+        return self.uids[0]["hostID"], self.gids[0]["hostID"]
+
 
 def user_namespace_of(options: cri.NamespaceOption) -> UserNamespace | None:
     """Return what a sandbox asks for; None is the host's. Raises InvalidArgumentError."""

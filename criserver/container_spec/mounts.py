@@ -111,14 +111,13 @@ def _own_binds(given: ContainerSpecInput) -> list[Mount]:
     """Return the pod's files in /etc, the pod's shared memory, and the image's volumes.
 
     The files are read-only where the root is; shared memory and volumes are there to be written.
+    In a user namespace, files and shared memory belong to the pod's root already.
     """
     files = given.sandbox.files
     mode = "ro" if given.context.readonly_rootfs else "rw"
     mappings = _user_namespace_mappings(given)
     binds = [
-        _bind(f"/etc/{name}", files[name], "rprivate", mode) | mappings
-        for name in ETC_FILES
-        if name in files
+        _bind(f"/etc/{name}", files[name], "rprivate", mode) for name in ETC_FILES if name in files
     ]
     if "ipc" not in given.sandbox.namespaces:
         binds.append(_bind(SHM, SHM, "rprivate", "rw"))

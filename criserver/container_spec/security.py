@@ -202,7 +202,10 @@ def _selinux_option(context: Context) -> api_pb2.SELinuxOption:
     option.CopyFrom(SELINUX_DEFAULT)
     option.MergeFrom(context.selinux_options)
     for name in ("user", "role", "type", "level"):
-        text(f"linux.security_context.selinux_options.{name}", getattr(option, name))
+        field = f"linux.security_context.selinux_options.{name}"
+        value = text(field, getattr(option, name))
+        if '"' in value or any(char.isspace() for char in value):
+            raise invalid(field, f"{value[:256]!r} is no part of a label")
     return option
 
 

@@ -38,16 +38,18 @@ def mount(
     *,
     source: str = "overlay",
     attributes: int = 0,
+    context: str = "",
 ) -> None:
     """Mount the layers, the top one first, at the directory `target`.
 
-    `attributes` are MOUNT_ATTR_RDONLY, NOSUID, NODEV and NOEXEC. Raises OSError. May change the
-    working directory for a moment, so other threads must not depend on it.
+    `attributes` are MOUNT_ATTR_RDONLY, NOSUID, NODEV and NOEXEC. All files have the SELinux label
+    `context`, if it is not "". Raises OSError. May change the working directory for a moment, so
+    other threads must not depend on it.
     """
     try:
-        fd = _new(lowerdirs, writable, source, attributes)
+        fd = _new(lowerdirs, writable, source, attributes, context)
     except OSError as refused:
-        _mount_by_string(refused, lowerdirs, target, writable, source, attributes)
+        _mount_by_string(refused, lowerdirs, target, writable, source, attributes, context)
         return
     try:
         directory = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -66,6 +68,7 @@ def detached(
     *,
     source: str = "overlay",
     attributes: int = 0,
+    context: str = "",
 ) -> int:
     """Return the layers as a detached mount; `attributes` are any of MOUNT_ATTR_*.
 
@@ -73,11 +76,11 @@ def detached(
     returns, in a mount namespace of the caller's own. Raises OSError.
     """
     try:
-        return _new(lowerdirs, writable, source, attributes)
+        return _new(lowerdirs, writable, source, attributes, context)
     except OSError as err:
         refused = err
     place = scratch()
-    _mount_by_string(refused, lowerdirs, place, writable, source, attributes)
+    _mount_by_string(refused, lowerdirs, place, writable, source, attributes, context)
     try:
         fd = mounts.open_tree(mounts.AT_FDCWD, place)
     finally:
@@ -88,8 +91,16 @@ def detached(
     return fd
 
 
-def _new(lowerdirs: Sequence[str], writable: Writable | None, source: str, attributes: int) -> int:
+def _new(
+    lowerdirs: Sequence[str],
+    writable: Writable | None,
+    source: str,
+    attributes: int,
+    context: str,
+) -> int:
     options: list[tuple[str, str | None]] = [("source", source)]
+    if context:
+        options.append(("context", context))
     options += [("lowerdir+", layer) for layer in lowerdirs]
     if writable is not None:
         options += [("upperdir", writable.upperdir), ("workdir", writable.workdir)]
@@ -105,6 +116,7 @@ def _mount_by_string(
     writable: Writable | None,
     source: str,
     attributes: int,
+    context: str,
 ) -> None:
     """Mount at `target` if that may be why `_new` was refused; else raise that error."""
     if refused.errno != errno.EINVAL:
@@ -117,6 +129,7 @@ def _mount_by_string(
             if writable is not None:
                 data += ",upperdir={},workdir={}".format(*names[len(lowerdirs) :])
                 data += ",volatile" if writable.volatile else ""
+            data += f',context="{context}"' if context else ""
             mounts.mount(source, target, "overlay", attributes & _SAME_FLAGS, data)
     except OSError as err:
         # Of two that say no more than EINVAL, the first may have the kernel's reason.

@@ -216,7 +216,6 @@ def _isolate(plan: Plan, sync: wire.Socket, stages: Stages) -> tuple[process.Lau
     spec = plan.spec
     syscalls.set_not_dumpable()
     _prepare_host_side(plan, stages)
-    label = process.open_exec_label(spec["process"])
     stages.enter("seccomp-compile")
     filter_ = filters.prepare((spec.get("linux") or {}).get("seccomp"), plan.seccomp_cache)
     connection = listener.connect((spec.get("linux") or {}).get("seccomp"))
@@ -228,8 +227,9 @@ def _isolate(plan: Plan, sync: wire.Socket, stages: Stages) -> tuple[process.Lau
         plan.manager.join(plan.cgroup_path, 0)
     stages.enter("namespaces")
     if in_user_namespace:
-        root, master = _enter_by_user_namespace(plan, sync, stages, around)
+        root, master, label = _enter_by_user_namespace(plan, sync, stages, around)
     else:
+        label = process.open_exec_label(spec["process"])
         root, master = _enter(plan, sync, stages, around)
     install = _notifying(plan, filter_, connection)
     stages.enter("pivot")
@@ -280,7 +280,7 @@ def _enter(
     stages.enter("rootfs")
     rootfs.detach_from_host((plan.spec.get("linux") or {}).get("rootfsPropagation"), plan.rootfs)
     if plan.overlay is not None:
-        rootfs.mount_overlay(plan.overlay, plan.rootfs)
+        rootfs.mount_overlay(plan.overlay, plan.rootfs, around.label)
     else:
         rootfs.bind_root(plan.rootfs)
     root = os.open(plan.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -289,11 +289,12 @@ def _enter(
 
 def _enter_by_user_namespace(
     plan: Plan, sync: wire.Socket, stages: Stages, around: mounting.Surroundings
-) -> tuple[int, int | None]:
+) -> tuple[int, int | None, tuple[int, bytes] | None]:
     """The same with a user namespace, which must own the others; only our child returns.
 
     A PID namespace is entered by a fork, so it takes one more once we are in the user namespace.
     The shim hears of the child's pid; only the child joins the cgroup, whose limit may be one task.
+    The child opens its LSM label, too, which it returns: the kernel lets nobody else write to it.
     """
     user = plan.namespaces.user_fd
     assert user is not None
@@ -310,13 +311,15 @@ def _enter_by_user_namespace(
         wire.send(sync, {"join": True})
         _await_go(sync)
     os.setsid()
+    label = process.open_exec_label(plan.spec["process"])
     syscalls.set_not_dumpable()  # a change of uid has reset it
     plan.namespaces.made |= syscalls.CLONE_NEWNS
     plan.namespaces.enter()
     _set_names(plan.spec)
     stages.enter("rootfs")
     m.move_mount(prepared.root, m.AT_FDCWD)
-    return prepared.root, _fill_root(prepared.root, plan, sync, stages, around, prepared)
+    master = _fill_root(prepared.root, plan, sync, stages, around, prepared)
+    return prepared.root, master, label
 
 
 def _await_go(sync: wire.Socket) -> None:
@@ -380,7 +383,7 @@ def _fill_root(
     _run_create_hooks(plan, sync, stages)
     stages.enter("masks")
     sysctls.write(linux.get("sysctl") or {})
-    rootfs.mask_paths(root, linux.get("maskedPaths") or ())
+    rootfs.mask_paths(root, linux.get("maskedPaths") or (), around.label)
     rootfs.protect_paths(root, linux.get("readonlyPaths") or ())
     return master
 

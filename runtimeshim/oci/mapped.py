@@ -46,13 +46,15 @@ def prepare(
     mounts = spec.get("mounts") or ()
     bundle_root = None if overlay is not None else m.open_tree(m.AT_FDCWD, path, recursive=True)
     # Whatever has to be attached to be used is, in here: it goes with the old root.
-    stage = m.new_mount("tmpfs", [("source", "stage"), ("mode", "755")])
+    options: list[tuple[str, str | None]] = [("source", "stage"), ("mode", "755")]
+    options += [("context", around.label)] if around.label else []
+    stage = m.new_mount("tmpfs", options)
     m.move_mount(stage, m.AT_FDCWD, path)
     os.close(stage)
     if bundle_root is None:
         assert overlay is not None
         layers = idmapped_layers(overlay, path, user_namespace)
-        bundle_root = rootfs.open_overlay(layers, lambda: path)
+        bundle_root = rootfs.open_overlay(layers, lambda: path, around.label)
     mounting.open_binds(mounts, around)
     mounting.open_overlays(
         mounts,

@@ -10,7 +10,7 @@ import errno
 import os
 
 from runtimeshim.linux import mounts as m
-from runtimeshim.linux import overlay
+from runtimeshim.linux import overlay, selinux
 from runtimeshim.oci import copy_up, mount_options, resolve
 
 TYPE_CHECKING = False
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 # A symbolic link at one of these would put it elsewhere (CVE-2019-19921, CVE-2023-27561).
 NO_SYMLINK_TYPES = frozenset({"proc", "sysfs"})
 
-# SELinux's context of files that carry no label of their own.
-LABELLED_TYPES = frozenset({"tmpfs", "mqueue", "ramfs"})
+# What takes SELinux's label of all its files as an option, in a user namespace too (the kernel's
+# selinux_set_mnt_opts). mqueue does not: its superblock is as old as the IPC namespace.
+LABELLED_TYPES = frozenset({"tmpfs", "ramfs", "devpts", "overlay"})
 
 
 class Surroundings:
@@ -117,7 +118,9 @@ def open_overlays(
                 for place, (key, value) in enumerate(options.data)
             ]
             source = mount.get("source") or "overlay"
-            around.opened[number] = _new("overlay", source, data, options.set_, scratch)
+            around.opened[number] = _new(
+                "overlay", source, data, options.set_, scratch, around.label
+            )
         except OSError as err:
             raise _named(err, number, mount) from err
 
@@ -165,14 +168,14 @@ def _place_bind(root: int, destination: str, source: int) -> None:
 def _mount_new(
     root: int, mount: Mount, fstype: str, options: mount_options.MountOptions, label: str
 ) -> None:
-    data = list(options.data)
-    if label and fstype in LABELLED_TYPES:
-        data.append(("context", label))
     # The root's place: nobody outside sees it, and it has a path until the pivot.
     scratch = os.readlink(f"/proc/self/fd/{root}")
     source = mount.get("source") or fstype
-    fd = _new(fstype, source, data, 0 if options.copy_up else options.set_, scratch)
+    attributes = 0 if options.copy_up else options.set_
+    fd = _new(fstype, source, options.data, attributes, scratch, label)
     try:
+        if label and fstype == "mqueue":
+            os.setxattr(f"/proc/self/fd/{fd}", selinux.ATTRIBUTE, label.encode())
         target = _target_of(root, mount["destination"], fstype)
         if options.copy_up:
             copy_up.copy(root, mount["destination"], fd)
@@ -190,12 +193,16 @@ def _new(
     data: Sequence[tuple[str, str | None]],
     attributes: int,
     scratch: str,
+    label: str,
 ) -> int:
     """Return a new filesystem as a detached mount; one of layers alone on older kernels too."""
     layers = [value for key, value in data if key == "lowerdir+" and value]
     if fstype == "overlay" and layers and len(layers) == len(data):
-        return overlay.detached(layers, lambda: scratch, source=source, attributes=attributes)
-    return m.new_mount(fstype, [("source", source), *data], attributes)
+        return overlay.detached(
+            layers, lambda: scratch, source=source, attributes=attributes, context=label
+        )
+    labelled = [("context", label)] if label and fstype in LABELLED_TYPES else []
+    return m.new_mount(fstype, [("source", source), *data, *labelled], attributes)
 
 
 def _target_of(root: int, path: str, fstype: str) -> int:
@@ -315,6 +322,11 @@ def is_bind(mounts: Sequence[Mount], destination: str) -> bool:
 
 
 def check_label(label: str) -> None:
-    """Refuse linux.mountLabel where no SELinux would read it. Raises OSError."""
+    """Refuse linux.mountLabel where no SELinux would read it. Raises OSError.
+
+    A quote would end it early where it is one of mount(2)'s options, and begin another one.
+    """
+    if '"' in label:
+        raise OSError(errno.EINVAL, "linux.mountLabel: contains a quote, which no label does")
     if label and not os.path.exists("/sys/fs/selinux/enforce"):
         raise OSError(errno.EOPNOTSUPP, "linux.mountLabel: this kernel has no SELinux")

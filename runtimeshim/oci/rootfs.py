@@ -58,16 +58,19 @@ def _unescape(path: str) -> str:
     return path
 
 
-def mount_overlay(overlay: Mapping[str, Any], target: str) -> None:
-    """Mount the container's layers at `target`; the first lower directory is the top one."""
+def mount_overlay(overlay: Mapping[str, Any], target: str, label: str) -> None:
+    """Mount the container's layers at `target`; the first lower directory is the top one.
+
+    `label` is linux.mountLabel, "" without one.
+    """
     lowerdirs, writable = _layers(overlay)
-    overlays.mount(lowerdirs, target, writable)
+    overlays.mount(lowerdirs, target, writable, context=label)
 
 
-def open_overlay(overlay: Mapping[str, Any], scratch: Callable[[], str]) -> int:
+def open_overlay(overlay: Mapping[str, Any], scratch: Callable[[], str], label: str) -> int:
     """Return the container's layers as a detached mount; `scratch` as overlays.detached has it."""
     lowerdirs, writable = _layers(overlay)
-    return overlays.detached(lowerdirs, scratch, writable)
+    return overlays.detached(lowerdirs, scratch, writable, context=label)
 
 
 def _layers(overlay: Mapping[str, Any]) -> tuple[list[str], overlays.Writable]:
@@ -89,15 +92,18 @@ def _attach(fd: int, target: str) -> None:
         os.close(fd)
 
 
-def mask_paths(root: int, paths: Sequence[str]) -> None:
-    """Hide paths: a directory below an empty read-only one, anything else below /dev/null."""
+def mask_paths(root: int, paths: Sequence[str], label: str) -> None:
+    """Hide paths: a directory below an empty read-only one, anything else below /dev/null.
+
+    `label` is linux.mountLabel, "" without one.
+    """
     if not paths:
         return
     null = _open_null()
     attached = False
-    empty = m.new_mount(
-        "tmpfs", [("source", "masked"), ("size", "4k"), ("mode", "755")], m.MOUNT_ATTR_RDONLY
-    )
+    options: list[tuple[str, str | None]] = [("source", "masked"), ("size", "4k"), ("mode", "755")]
+    options += [("context", label)] if label else []
+    empty = m.new_mount("tmpfs", options, m.MOUNT_ATTR_RDONLY)
     try:
         for path in paths:
             try:

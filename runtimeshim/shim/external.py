@@ -257,13 +257,14 @@ def _mount_root(spec: Mapping[str, Any], bundle: str, layers: Mapping[str, Any] 
     propagation = (spec.get("linux") or {}).get("rootfsPropagation")
     try:
         rootfs.detach_from_host(propagation, target)
-        rootfs.mount_overlay(layers, target)
-        _mount_overlays(spec, bundle)
+        label = (spec.get("linux") or {}).get("mountLabel") or ""
+        rootfs.mount_overlay(layers, target, label)
+        _mount_overlays(spec, bundle, label)
     except OSError as err:
         raise StageError("rootfs", str(err)) from err
 
 
-def _mount_overlays(spec: Mapping[str, Any], bundle: str) -> None:
+def _mount_overlays(spec: Mapping[str, Any], bundle: str, label: str) -> None:
     """Mount image volumes, which then are binds to the binary: it knows no `lowerdir+`."""
     changed = False
     for number, mount in enumerate(spec.get("mounts") or ()):
@@ -273,7 +274,8 @@ def _mount_overlays(spec: Mapping[str, Any], bundle: str) -> None:
         lowerdirs = [option.partition("=")[2] for option in layers]
         target = f"{bundle}/overlay-{number}"
         os.mkdir(target, 0o755)
-        overlay.mount(lowerdirs, target, source="image", attributes=mounts.MOUNT_ATTR_RDONLY)
+        attributes = mounts.MOUNT_ATTR_RDONLY
+        overlay.mount(lowerdirs, target, source="image", attributes=attributes, context=label)
         others = [option for option in mount["options"] if option not in layers]
         mount.update(type="bind", source=target, options=["rbind", *others])
         changed = True

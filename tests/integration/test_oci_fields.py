@@ -177,6 +177,13 @@ async def test_a_mount_label_is_there_or_an_error(rt: harness.Runtime) -> None:
         await rt.create(spec)
 
 
+async def test_a_mount_label_cannot_hold_other_options(rt: harness.Runtime) -> None:
+    spec = rt.spec(["true"])
+    spec["linux"]["mountLabel"] = 'system_u:object_r:container_file_t:s0",lowerdir="/'
+    with pytest.raises(CreateError, match=r"linux\.mountLabel: contains a quote"):
+        await rt.create(spec)
+
+
 async def test_intel_rdt_without_resctrl_is_an_error(rt: harness.Runtime) -> None:
     spec = rt.spec(["true"])
     spec["linux"]["intelRdt"] = {"closID": "c", "schemata": ["L3:0=f"]}

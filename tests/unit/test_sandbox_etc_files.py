@@ -53,6 +53,12 @@ def test_the_hosts_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {os.stat(path).st_mode & 0o777 for path in files.values()} == {0o644}
 
 
+def test_in_a_user_namespace_they_are_the_pods_roots(tmp_path: Path) -> None:
+    files = write_etc_files(tmp_path, cri.PodSandboxConfig(), owner=(1000, 2000))
+    found = {(os.stat(path).st_uid, os.stat(path).st_gid) for path in files.values()}
+    assert found == {(1000, 2000)}
+
+
 def test_a_minimal_host_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_HOST_HOSTS", "_HOST_RESOLV_CONF"):
         monkeypatch.setattr(etc_files, name, tmp_path / "absent")

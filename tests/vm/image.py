@@ -29,7 +29,7 @@ SUITE = "bookworm"
 HOST_PACKAGES = ("mmdebstrap", "qemu-system-x86", "e2fsprogs", "python3-venv")
 # The node itself; what criserver and its tests need is added from hack/test --packages.
 NODE_PACKAGES = (
-    "systemd", "systemd-sysv", "dbus", "udev", "kmod", "procps", "apparmor", "lz4",
+    "systemd", "systemd-sysv", "dbus", "udev", "kmod", "procps", "apparmor", "secilc", "lz4",
     "linux-image-cloud-amd64",
 )  # fmt: skip
 # Slow when emulated, and of no use in a VM that lives for minutes. apparmor.service compiles the

@@ -46,12 +46,19 @@ class Disks(NamedTuple):
     console: Path
 
 
+class Options(NamedTuple):
+    """How a VM is booted."""
+
+    accelerator: str  # of qemu
+    lsm: str  # the kernel's one security module of those that exclude each other
+
+
 def test(
     image: Image,
     arguments: Sequence[str],
+    options: Options,
     programs: Sequence[Path] = (),
     *,
-    accelerator: str,
     minutes: float,
     results: Path | None,
 ) -> int:
@@ -60,9 +67,9 @@ def test(
     `programs` are files of this machine that are in its PATH there.
     `results` is a directory for what the VM leaves: console, journal, and what tests put there.
     """
-    job = _job(arguments, accelerator, seconds=int(minutes * 60))
+    job = _job(arguments, options.accelerator, seconds=int(minutes * 60))
     with _disks(job, programs) as disks:
-        _run(_qemu(image, disks, accelerator, "test"), disks.console, minutes * 60)
+        _run(_qemu(image, disks, options, "test"), disks.console, minutes * 60)
         return _collect(disks, results)
 
 
@@ -100,15 +107,15 @@ def _text(console: Path) -> str:
     return console.read_text(errors="replace") if console.exists() else ""
 
 
-def shell(image: Image, accelerator: str) -> int:
+def shell(image: Image, options: Options) -> int:
     """Give this terminal a root shell in a fresh VM."""
     if not sys.stdin.isatty():
         sys.exit("hack/vm: a shell needs a terminal")
-    with _disks(_job((), accelerator, seconds=0), ()) as disks, _raw_terminal():
-        return subprocess.run(_qemu(image, disks, accelerator, "shell"), check=False).returncode
+    with _disks(_job((), options.accelerator, seconds=0), ()) as disks, _raw_terminal():
+        return subprocess.run(_qemu(image, disks, options, "shell"), check=False).returncode
 
 
-def _qemu(image: Image, disks: Disks, accelerator: str, job: str) -> list[str]:
+def _qemu(image: Image, disks: Disks, options: Options, job: str) -> list[str]:
     """Return the command line; the VM has no network."""
     append = (
         "root=/dev/vda rw console=ttyS0 quiet panic=-1 net.ifnames=0 systemd.show_status=no "
@@ -116,11 +123,12 @@ def _qemu(image: Image, disks: Disks, accelerator: str, job: str) -> list[str]:
         "no_timer_check "
         # Code at the same addresses in every process is translated once: half the work of an exec.
         "norandmaps "
+        f"security={options.lsm} "
         f"systemd.getty_auto=no vm.job={job}"
     )
     command = [
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
-        "-accel", accelerator,
+        "-accel", options.accelerator,
         # la57: five levels of page tables cost an emulator a fifth more to walk
         "-cpu", "max,la57=off", "-smp", str(CPUS), "-m", MEMORY,
         "-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", append,

@@ -68,6 +68,20 @@ def test_an_exec_is_confined_too(pods: Pods) -> None:
     assert answer.stdout.decode() == f"{apparmor.DEFAULT_PROFILE} (enforce)\n"
 
 
+def test_a_container_in_a_user_namespace_is_confined_and_an_exec_too(pods: Pods) -> None:
+    mapping = [cri.IDMapping(host_id=1 << 20, container_id=0, length=1 << 16)]
+    user = cri.UserNamespace(mode=cri.POD, uids=mapping, gids=mapping)
+    options = cri.NamespaceOption(network=cri.POD, pid=cri.CONTAINER, userns_options=user)
+    config = pods.config()
+    config.linux.security_context.namespace_options.CopyFrom(options)
+    context = cri.LinuxContainerSecurityContext(namespace_options=options)
+    linux = cri.LinuxContainerConfig(security_context=context)
+    image = cri.ImageSpec(image=IMAGE)
+    container = pods.run(pods.run_pod(config), "sleep", "1000", image=image, linux=linux)
+    answer = pods.exec(container, "sh", "-c", CURRENT + "cat /proc/self/attr/current")
+    assert answer.stdout.decode() == 2 * f"{apparmor.DEFAULT_PROFILE} (enforce)\n"
+
+
 def test_a_localhost_profile_blocks_writes(pods: Pods, no_writes: str) -> None:
     profile = {"profile_type": cri.SecurityProfile.Localhost, "localhost_ref": no_writes}
     answer = run(pods, CURRENT + "touch /tmp/x", **profile)
