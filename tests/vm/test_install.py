@@ -195,8 +195,8 @@ def test_ten_pods_notice_neither_upgrade_nor_the_way_back(node: Node, way: Way) 
         assert version(way) == expected
         assert node.main_pid() != daemon
         assert {container: state_of(pods, container) for container in made} == before
+        await_more_lines(pods, made)
         for container in made:
-            await_more_lines(pods, container)
             found = lines(pods, container)
             assert found == list(range(1, len(found) + 1))
             assert pods.exec(container, "echo", "still").stdout == b"still\n"
