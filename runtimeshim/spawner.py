@@ -131,6 +131,7 @@ class Spawner:
         self._template: Template | None = None
         self._standby: tuple[int, socket.socket] | None = None
         self._standby_due = False  # the last one has been taken
+        self._init_stands_by = True  # the last container could have used one: so may the next
         self._selector = selectors.DefaultSelector()
         self._wakeup_r, self._wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -252,7 +253,8 @@ class Spawner:
                 if self._template is None:
                     self._template = Template(self._fork)
                 try:
-                    return self._template.fork(theirs.fileno()), ours
+                    pid = self._template.fork(theirs.fileno(), init=self._init_stands_by)
+                    return pid, ours
                 except OSError as err:  # it was killed
                     log(f"a shim could not be forked: {err}")
                     self._end_template()
@@ -298,6 +300,7 @@ class Spawner:
         match message.get("op"):
             case "keep":
                 ward.keep(message, fds)
+                self._init_stands_by = not ward.state.get("forked", False)
             case "started":
                 ward.state["running"] = True
             case "drop":

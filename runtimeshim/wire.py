@@ -76,7 +76,7 @@ def send(sock: Socket, message: Message, fds: Sequence[int] = ()) -> None:
 
 
 def receive(sock: Socket) -> tuple[Message, list[int]] | None:
-    """Receive one message and its fds (close-on-exec); None when the peer has closed.
+    """Receive one message and its fds (close-on-exec); None when the peer has closed, or died.
 
     Raises ValueError for a packet that is no message.
     """

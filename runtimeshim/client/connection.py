@@ -85,7 +85,7 @@ class Connection:
         except BlockingIOError:
             return
         except OSError:
-            received = None  # a reset is an end as well: the peer was killed
+            received = None  # what cannot be read any more is an end as well
         if received is None:
             self.close()
             self._on_close()
@@ -123,7 +123,4 @@ async def receive_one(sock: socket.socket) -> tuple[wire.Message, list[int]] | N
         await ready
     finally:
         loop.remove_reader(sock)
-    try:
-        return wire.receive(sock)
-    except ConnectionResetError:
-        return None
+    return wire.receive(sock)

@@ -49,6 +49,7 @@ class Container:
         self.streams = Streams()
         self._rdt_class = ""
         self._standby: Standby | None = None
+        self.needs_fork = False  # no process that stands by can become its init
         self.pid = 0
         self.pidfd = -1
         self.sync: wire.Socket | None = None
@@ -87,7 +88,8 @@ class Container:
                 undo.append(self._leave_rdt_class)
                 self._rdt_class = intel_rdt.prepare(rdt, self._id())
             stage = "fork"
-            if standby is not None and not (namespaces.plain() and not self._idmaps.by_mount):
+            self.needs_fork = bool(self._idmaps.by_mount) or not namespaces.plain()
+            if standby is not None and self.needs_fork:
                 standby.end()
                 standby = None
             self._standby = standby
@@ -260,10 +262,7 @@ class Container:
     def started(self) -> StageError | None:
         """Read the outcome of execve: None when the program runs."""
         assert self.sync is not None
-        try:
-            answer = wire.receive(self.sync)
-        except ConnectionResetError:
-            answer = None
+        answer = wire.receive(self.sync)
         self.sync.close()
         self.sync = None
         if answer is None:

@@ -96,11 +96,8 @@ def _outcome(sync: wire.Socket) -> int | None:
     """Read messages until execve closes the socket; returns a terminal's master, if any."""
     master: int | None = None
     while True:
-        try:
-            received = wire.receive(sync)
-        except ConnectionResetError:  # killed: its exit code tells
-            received = None
-        if received is None:
+        received = wire.receive(sync)
+        if received is None:  # or it was killed: its exit code tells
             return master
         message, fds = received
         if fds:

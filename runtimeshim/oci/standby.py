@@ -49,9 +49,8 @@ class Standby:
         return True
 
     def end(self) -> None:
-        """End it: this container needs an init of another kind."""
+        """End it: this container needs an init of another kind. Our subreaper reaps it, later."""
         self.sync.close()
-        os.waitpid(self.pid, 0)
 
 
 def _wait(

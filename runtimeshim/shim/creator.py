@@ -25,12 +25,16 @@ from runtimeshim.shim.task import Task
 
 
 class Creator:
-    """The shim's side; `choose` returns the handler of a request."""
+    """The shim's side; `choose` returns the handler of a request.
 
-    __slots__ = ("_choose", "_sock")
+    With `standby` an init waits beside it, as most containers can use one.
+    """
 
-    def __init__(self, choose: Callable[[wire.Message], Handler]) -> None:
+    __slots__ = ("_choose", "_sock", "_standby")
+
+    def __init__(self, choose: Callable[[wire.Message], Handler], *, standby: bool) -> None:
         self._choose = choose
+        self._standby = standby
         _, self._sock = in_child(self._serve)
 
     def close(self) -> None:
@@ -55,7 +59,7 @@ class Creator:
         return Task(self._choose(request), request, message, named)
 
     def _serve(self, sock: socket.socket) -> None:
-        standby = _stand_by()
+        standby = _stand_by() if self._standby else None
         rehearsal.rehearse_create()
         received = wire.receive(sock)
         if received is None:  # the shim ended before it had anything to create

@@ -34,6 +34,7 @@ class Embedded:
             "pid": container.pid,
             "cgroup": container.cgroup_path,
             "hooks": bool(container.spec.get("hooks") or linux.get("intelRdt")),
+            "forked": container.needs_fork,
             "timings": container.timings,
             "warnings": container.warnings,
         }

@@ -128,11 +128,8 @@ class Execs:
     def _on_sync(self, process: ExecProcess) -> None:
         """Read one message of a process that is being started, or the end: it is started."""
         assert process.sync is not None
-        try:
-            received = wire.receive(process.sync)
-        except ConnectionResetError:  # killed: its exit code tells
-            received = None
-        if received is None:
+        received = wire.receive(process.sync)
+        if received is None:  # or it was killed: its exit code tells
             self._started(process)
             return
         message, fds = received

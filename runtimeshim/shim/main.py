@@ -41,11 +41,14 @@ def prepare_shims() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)  # for the wake-up that goes with a handler
 
 
-def stand_by(keeper_fd: int) -> None:
-    """Be the shim of the container that the spawner will name on its connection."""
+def stand_by(keeper_fd: int, *, init: bool) -> None:
+    """Be the shim of the container that the spawner will name on its connection.
+
+    With `init` one for it stands by, too.
+    """
     kept = socket.socket(fileno=keeper_fd)
     syscalls.set_child_subreaper()
-    creator = Creator(handler_of)
+    creator = Creator(handler_of, standby=init)
     received = wire.receive(kept)
     if received is None:  # the spawner has gone, or needs no more shims
         return

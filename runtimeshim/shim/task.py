@@ -29,6 +29,7 @@ class Task:
         "bundle",
         "cgroup_path",
         "container_id",
+        "forked",
         "handler",
         "hooks",
         "manager",
@@ -58,6 +59,8 @@ class Task:
         self.timings: dict[str, int] = made["timings"]
         self.warnings: list[str] = made["warnings"]
         self.hooks: bool = made["hooks"]  # something is to be done after start and at the end
+        # No process that stood by could become its init. Not told by older shims.
+        self.forked: bool = made.get("forked", False)
         self.pidfd = fds["pidfd"]
         self.sync = socket.socket(fileno=fds["sync"]) if "sync" in fds else None
         self.streams = Streams()
@@ -70,6 +73,7 @@ class Task:
             "pid": self.pid,
             "cgroup": self.cgroup_path,
             "hooks": self.hooks,
+            "forked": self.forked,
             "timings": self.timings,
             "warnings": self.warnings,
         }
@@ -81,10 +85,7 @@ class Task:
     def started(self) -> StageError | None:
         """Read the outcome of a start: None when the program runs."""
         assert self.sync is not None
-        try:
-            answer = wire.receive(self.sync)
-        except ConnectionResetError:
-            answer = None
+        answer = wire.receive(self.sync)
         self.close_sync()
         if answer is None:
             return self.handler.started(self)

@@ -39,9 +39,12 @@ class Template:
         with theirs:
             self.pid = fork(lambda: _run(theirs), [theirs.fileno()])
 
-    def fork(self, fd: int) -> int:
-        """Fork a shim that stands by on `fd`; returns its pid. Raises OSError: it has died."""
-        socket.send_fds(self._channel, [b"\0"], [fd])
+    def fork(self, fd: int, *, init: bool) -> int:
+        """Fork a shim that stands by on `fd`, with an init or without; returns its pid.
+
+        Raises OSError: the template has died.
+        """
+        socket.send_fds(self._channel, [bytes([init])], [fd])
         answer = self._channel.recv(_MAX_ANSWER)
         if not answer:
             raise ConnectionResetError("the template of the shims has died")
@@ -56,21 +59,32 @@ def _run(channel: socket.socket) -> None:
     syscalls.set_process_name("shim-template")
     main.prepare_shims()
     rehearse(Embedded())
-    while True:
-        packet, ancillary, _, _ = channel.recvmsg(1, _FD_ROOM, socket.MSG_CMSG_CLOEXEC)
-        if not packet:
-            return
-        _FD.frombytes(ancillary[0][2])
-        fd = _FD.pop()
+    while (asked := _receive(channel)) is not None:
+        fd, init = asked
         pid = syscalls.fork_sibling()
         if pid == 0:
             channel.close()
-            _stand_by(fd)
+            _stand_by(fd, init=init)
             return
         os.close(fd)
-        channel.send(b"%d" % pid)
+        try:
+            channel.send(b"%d" % pid)
+        except ConnectionError:  # the spawner was killed: the shim sees the end of its connection
+            return
 
 
-def _stand_by(fd: int) -> None:
+def _receive(channel: socket.socket) -> tuple[int, bool] | None:
+    """Return the shim's end of a socket, and whether it is to have an init; None at the end."""
+    try:
+        packet, ancillary, _, _ = channel.recvmsg(1, _FD_ROOM, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:  # the spawner was killed before it had read an answer
+        return None
+    if not packet:
+        return None
+    _FD.frombytes(ancillary[0][2])
+    return _FD.pop(), packet != b"\0"
+
+
+def _stand_by(fd: int, *, init: bool) -> None:
     os.setsid()
-    main.stand_by(fd)
+    main.stand_by(fd, init=init)
