@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 
 from runtimeshim.client import Shim, ShimError, connect_shim
 from tests.integration import harness
+
+SETTLE_SECONDS = 20.0
 
 
 def shim_pid(shim: Shim) -> int:
@@ -22,6 +26,21 @@ def shim_pid(shim: Shim) -> int:
             if name == f"shim {shim.container_id}"[:15] and log.startswith(str(run_of(shim))):
                 return int(entry.name)
     raise LookupError(f"no shim of {shim.container_id}")
+
+
+def shim_of(init: int) -> int:
+    """Return the shim of a container that has had no other, by its init.
+
+    For a moment the init's parent is the process that has created it, and is at its end.
+    """
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while time.monotonic() < deadline:
+        parent = int(Path(f"/proc/{init}/stat").read_text().rpartition(")")[2].split()[1])
+        with contextlib.suppress(FileNotFoundError):
+            if Path(f"/proc/{parent}/comm").read_text().startswith("shim "):
+                return parent
+        time.sleep(0.001)
+    raise LookupError(f"no shim is the parent of {init}")
 
 
 def run_of(shim: Shim) -> Path:

@@ -22,6 +22,7 @@ import pytest
 from api.cri import api_pb2 as cri
 from api.cri import api_pb2_grpc
 from criserver.handlers import FUNCTIONS, STREAMS
+from tests.integration.adoption import shim_of
 from tests.integration.daemon import RPC_SECONDS, Daemon, wait_for
 from tests.integration.harness import CGROUP_DRIVER
 from tests.integration.pods import IMAGE, Pods, refused
@@ -105,7 +106,7 @@ def test_while_it_loads_it_is_unavailable_and_not_gone(daemon: Daemon, registry:
     pods.pull(registry)
     pod = pods.run_pod()
     container = pods.run(pod, *SLEEP)
-    shim = _parent(_pid(pods, container))
+    shim = shim_of(_pid(pods, container))
     daemon.kill9()
     os.kill(shim, signal.SIGSTOP)  # the daemon asks it at its start, and waits
     try:
@@ -147,11 +148,6 @@ def _pid(pods: Pods, container: str) -> int:
     import json
 
     return int(json.loads(pods.verbose_status(container).info["info"])["pid"])
-
-
-def _parent(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return int(fields[1])
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from api.cri import api_pb2 as cri
 from criserver.container_exec_sync import MAX_OUTPUT
 from tests.integration import leaks
+from tests.integration.adoption import shim_of
 from tests.integration.daemon import RPC_SECONDS, wait_for
 from tests.integration.pods import Pods, refused
 
@@ -158,17 +159,12 @@ def test_an_exec_while_the_shim_is_replaced_is_unavailable(pods: Pods, container
     spawner = pods.daemon.spawner_pid()
     os.kill(spawner, signal.SIGSTOP)  # it would fork the next one in a moment
     try:
-        os.kill(parent(pid), signal.SIGKILL)
+        os.kill(shim_of(pid), signal.SIGKILL)
         refused("UNAVAILABLE", pods.exec, container, "true")
     finally:
         os.kill(spawner, signal.SIGCONT)
     wait_for(lambda: answers(pods, container), "another shim")
     assert pods.exec(container, "echo", "again").stdout == b"again\n"
-
-
-def parent(pid: int) -> int:
-    (line,) = (n for n in Path(f"/proc/{pid}/status").read_text().splitlines() if "PPid" in n)
-    return int(line.split()[1])
 
 
 def answers(pods: Pods, container: str) -> bool:

@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from api.cri import api_pb2 as cri
+from tests.integration.adoption import shim_of
 from tests.integration.daemon import RPC_SECONDS, Daemon, wait_for
 from tests.integration.pods import Pods, refused
 from tests.integration.registry import Registry
@@ -214,7 +215,7 @@ def test_a_lost_container_is_unknown_255(pods: Pods) -> None:
     pod = pods.run_pod()
     container = pods.run(pod, "sleep", "3600")
     pid = pid_of(pods, container)
-    shim, spawner = parent(pid), pods.daemon.spawner_pid()
+    shim, spawner = shim_of(pid), pods.daemon.spawner_pid()
     pods.daemon.kill9()
     for process in (spawner, shim):
         os.kill(process, signal.SIGKILL)
@@ -234,7 +235,7 @@ def test_a_killed_shim_costs_nothing(pods: Pods, state: str) -> None:
     pid = pid_of(pods, container)
     if state == "away":
         pods.daemon.kill9()
-    shim = parent(pid)
+    shim = shim_of(pid)
     os.kill(shim, signal.SIGKILL)
     wait_for(lambda: not Path(f"/proc/{shim}").exists(), "the shim's end")
     if state == "away":
@@ -253,11 +254,6 @@ def succeeds(call: Callable[[], object]) -> bool:
         assert err.code() == grpc.StatusCode.UNAVAILABLE
         return False
     return True
-
-
-def parent(pid: int) -> int:
-    """The parent of a container's init: its shim."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
 def test_the_spawner_outlives_the_daemon_and_its_loss_is_made_good(pods: Pods) -> None:

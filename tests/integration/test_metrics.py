@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.cri import api_pb2 as cri
 from tests.integration import tiny_elf
+from tests.integration.adoption import shim_of
 from tests.integration.daemon import RPC_SECONDS, Daemon, wait_for
 from tests.integration.pods import Pods
 from tests.integration.prometheus import Prometheus
@@ -169,8 +170,7 @@ def test_a_process_that_no_signal_reaches_is_seen(pods: Pods, daemon: Daemon) ->
 def test_shims_and_spawners_that_die_are_counted(pods: Pods, daemon: Daemon) -> None:
     container = pods.run(pods.run_pod(), *SLEEP)
     info = json.loads(pods.verbose_status(container).info["info"])
-    shim = int(Path(f"/proc/{info['pid']}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(shim, signal.SIGKILL)
+    os.kill(shim_of(info["pid"]), signal.SIGKILL)
     wait_for(lambda: Scrape(daemon).value("criserver_shim_successions_total") == 1, "the successor")
     os.kill(daemon.spawner_pid(), signal.SIGKILL)
     wait_for(lambda: Scrape(daemon).value("criserver_spawner_starts_total") == 2, "the new spawner")

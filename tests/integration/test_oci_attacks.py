@@ -20,6 +20,7 @@ from runtimeshim.linux.capabilities import KNOWN
 from runtimeshim.oci.default_spec import default_spec
 from runtimeshim.oci.process import MAX_PASSWD
 from tests.integration import bundles, harness
+from tests.integration.adoption import shim_of
 
 pytestmark = pytest.mark.integration
 
@@ -462,7 +463,7 @@ async def test_a_newline_in_the_environment_makes_no_line_of_passwd(rt: harness.
 
 async def test_sockets_have_names_that_only_root_can_reach(rt: harness.Runtime) -> None:
     shim = await rt.start(rt.spec(["sleep", "1000"]))
-    pids = [rt.spawner.pid, *_parents(shim.pid)]
+    pids = [rt.spawner.pid, shim_of(shim.pid)]
     inodes = {target for pid in pids for target in _sockets(pid)}
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
     own = [line for line in lines if f"socket:[{line[6]}]" in inodes]
@@ -471,11 +472,6 @@ async def test_sockets_have_names_that_only_root_can_reach(rt: harness.Runtime) 
     for path in (rt.run_dir / "spawner.sock", rt.run_dir / "containers/c/shim.sock"):
         assert path.stat().st_mode & 0o777 == 0o600
     assert (rt.run_dir / "containers/c").stat().st_mode & 0o777 == 0o700
-
-
-def _parents(pid: int) -> list[int]:
-    stat = Path(f"/proc/{pid}/stat").read_text()
-    return [int(stat.rpartition(")")[2].split()[1])]
 
 
 def _sockets(pid: int) -> list[str]:

@@ -16,8 +16,8 @@ import pytest
 
 from runtimeshim.oci.seccomp_default import default_profile
 from tests.integration import bundles, harness
+from tests.integration.adoption import shim_of
 from tests.integration.oci_cli import CLI
-from tests.integration.test_shim_attacks import shim_pid
 
 pytestmark = pytest.mark.integration
 
@@ -94,7 +94,7 @@ async def test_nothing_is_loaded_by_an_exec(tmp_path: Path) -> None:
         plain = await rt.start(filtered(rt.spec(["sleep", "1000"])))
         other = await rt.start(mapped(rt.spec(["sleep", "1000"], name="mapped")), "mapped")
         null = os.open("/dev/null", os.O_RDWR)
-        async with traced(output, shim_pid(plain), shim_pid(other)):
+        async with traced(output, shim_of(plain.pid), shim_of(other.pid)):
             for shim in (plain, other):
                 for terminal in (False, True):
                     process = rt.spec(["true"], terminal=terminal)["process"]

@@ -9,6 +9,7 @@ import pytest
 
 from runtimeshim.client import CreateError, Shim, ShimError, ShimOptions, connect_shim
 from tests.integration import bundles, harness
+from tests.integration.adoption import shim_of
 
 pytestmark = pytest.mark.integration
 
@@ -76,11 +77,6 @@ async def test_a_link_that_comes_with_a_rotation_is_not_followed(rt: harness.Run
 # Clients that come and go
 
 
-def shim_pid(shim: Shim) -> int:
-    stat = Path(f"/proc/{shim.pid}/stat").read_text()
-    return int(stat.rpartition(")")[2].split()[1])
-
-
 def held(pid: int) -> tuple[list[str], int, int]:
     """Return the fds and the number of threads of a process, and its private memory in KiB."""
     fds = sorted(os.listdir(f"/proc/{pid}/fd"))
@@ -103,7 +99,7 @@ async def attach_and_leave(shim: Shim, *, speak: bool) -> None:
 @pytest.mark.parametrize("speak", [False, True])
 async def test_a_thousand_attaches_leave_nothing(rt: harness.Runtime, speak: bool) -> None:
     shim = await rt.start(rt.spec(["cat"]), stdin=True)
-    pid = shim_pid(shim)
+    pid = shim_of(shim.pid)
 
     async def settled() -> None:
         await harness.until(lambda: held(pid)[:2] == calm)
@@ -121,7 +117,7 @@ async def test_a_thousand_attaches_leave_nothing(rt: harness.Runtime, speak: boo
 
 async def test_a_thousand_connections_leave_nothing(rt: harness.Runtime) -> None:
     shim = await rt.start(rt.spec(["sleep", "1000"]))
-    pid = shim_pid(shim)
+    pid = shim_of(shim.pid)
     calm, before = held(pid)[:2], 0
     for number in range(ROUNDS + 100):
         (await connect_shim(shim.bundle)).close()
