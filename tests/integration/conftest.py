@@ -22,7 +22,7 @@ from tests.integration import harness, leaks, stream_commands
 from tests.integration.daemon import Daemon
 from tests.integration.image_fixtures import Images, running_images
 from tests.integration.odd_registry import OddRegistry, Opener, odd_registry
-from tests.integration.pods import Pods
+from tests.integration.pods import IMAGE, Pods
 from tests.integration.registry import Registry
 from tests.integration.stream_clients import spdy_command, websocket_command
 
@@ -126,7 +126,7 @@ def module_daemon(registry: Registry) -> Iterator[Daemon]:
 def pods(module_daemon: Daemon, registry: Registry) -> Pods:
     """Pods of the module's daemon, which has the tests' image."""
     made = Pods(module_daemon)
-    made.pull(registry)
+    assert made.pull(registry) == IMAGE
     return made
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +83,26 @@ async def runtime(directory: Path, workers: dict[str, str] | None = None) -> Asy
     (directory / "run/containers").mkdir(parents=True)
     spawner = await Spawner.connect(directory / "run", workers or {})
     made = Runtime(directory, spawner)
-    try:
+    async with AsyncExitStack() as undo:  # all of it, though a part fails
+        undo.callback(lambda: remove_cgroups(made.cgroup))
+        undo.push_async_callback(_end_spawner, made)
+        undo.push_async_callback(_delete_containers, made)
         yield made
-    finally:
-        for shim in made.shims:
-            await shim.delete()
-        await made.spawner.retire()
-        await made.spawner.close()
-        await until(lambda: not alive(made.spawner.pid))
-        remove_cgroups(made.cgroup)
     assert_no_crash(made.run_dir)
+
+
+async def _delete_containers(made: Runtime) -> None:
+    async with AsyncExitStack() as undo:
+        for shim in reversed(made.shims):  # the stack turns them round again
+            undo.push_async_callback(shim.delete)
+
+
+async def _end_spawner(made: Runtime) -> None:
+    try:
+        await made.spawner.retire()
+    finally:
+        await made.spawner.close()
+    await until(lambda: not alive(made.spawner.pid))
 
 
 def assert_no_crash(run_dir: Path) -> None:

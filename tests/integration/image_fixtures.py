@@ -12,10 +12,10 @@ from typing import Any
 
 from api.cri import api_pb2 as cri
 from imageservice.hosts import RegistryConfig
+from imageservice.objects import Image
 from imageservice.retries import RetryPolicy
 from imageservice.service import WORKERS, ImageService
 from imageservice.settings import ImageSettings
-from imageservice.store import Image
 from runtimeshim.client import Spawner
 from tests.integration import harness, images
 from tests.integration.registry import Registry

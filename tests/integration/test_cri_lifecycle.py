@@ -6,33 +6,15 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from api.cri import api_pb2 as cri
-from tests.integration.daemon import RPC_SECONDS, Daemon, wait_for
+from tests.integration.daemon import RPC_SECONDS, wait_for
 from tests.integration.harness import CGROUP_DRIVER
 from tests.integration.pods import IMAGE, Pods, refused
 from tests.integration.registry import Registry
 
 SLEEP = ("sleep", "3600")
-
-
-@pytest.fixture(scope="module")
-def pods(module_daemon: Daemon, registry: Registry) -> Pods:
-    made = Pods(module_daemon)
-    assert made.pull(registry) == IMAGE
-    return made
-
-
-@pytest.fixture
-def pod(pods: Pods) -> Iterator[str]:
-    """A READY sandbox, removed at the end."""
-    made = pods.run_pod()
-    yield made
-    pods.remove_pod(made)
 
 
 def image_status(pods: Pods) -> cri.Image:

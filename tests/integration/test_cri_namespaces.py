@@ -8,18 +8,9 @@ import os
 import pytest
 
 from api.cri import api_pb2 as cri
-from tests.integration.daemon import Daemon
 from tests.integration.pods import Pods, refused
-from tests.integration.registry import Registry
 
 KINDS = ("net", "ipc", "uts", "pid", "mnt")
-
-
-@pytest.fixture
-def pods(module_daemon: Daemon, registry: Registry) -> Pods:
-    made = Pods(module_daemon)
-    made.pull(registry)
-    return made
 
 
 def pod_of(pods: Pods, **modes: int) -> str:

@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 
 from api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from imageservice.objects import Image
 from imageservice.settings import ImageSettings
-from imageservice.store import Image
 from tests.integration import images
 from tests.integration.image_fixtures import Images, running_images, tree
 from tests.integration.odd_registry import odd_registry

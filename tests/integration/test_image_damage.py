@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from api.errors import InternalError
-from imageservice.store import Image
+from imageservice.objects import Image
 from imageservice.verify import Finding
 from tests.integration import images
 from tests.integration.image_fixtures import Images, tree

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from imageservice.store import Image
+from imageservice.objects import Image
 from runtimeshim.linux import mounts
 from tests.integration import images
 from tests.integration.image_fixtures import Images, tree

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.integration.pods import Pods
+from tests.vm.service import Service
 
 MODULES = Path("/sys/kernel/security/lsm")
 # What only one of the exclusive security modules has is tested in a VM that was booted with it.
@@ -29,3 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "vm.job=" not in Path("/proc/cmdline").read_text():
         pytest.exit("tests/vm runs in a virtual machine: hack/vm test tests/vm", returncode=2)
     items.sort(key=lambda item: item.path.name == "test_reboot.py")
+
+
+@pytest.fixture
+def pods(installed: Service) -> Iterator[Pods]:
+    """Pods of the service that the module has installed, removed at the end."""
+    made = Pods(installed)  # type: ignore[arg-type]
+    yield made
+    for pod in made.pods():
+        made.stop_pod(pod.id)
+        made.remove_pod(pod.id)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -85,6 +87,15 @@ class Service:
             "criserver to be active",
             START_SECONDS,
         )
+
+
+@contextlib.contextmanager
+def installed_service(driver: str) -> Iterator[Service]:
+    """Install the service with a cgroup driver, and remove it at the end."""
+    made = Service()
+    made.install(driver)
+    yield made
+    made.remove()
 
 
 def systemctl(*arguments: str, check: bool = True) -> str:

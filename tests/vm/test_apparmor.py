@@ -12,26 +12,15 @@ import pytest
 from api.cri import api_pb2 as cri
 from criserver import apparmor
 from tests.integration.pods import Pods
-from tests.vm.service import IMAGE, Service
+from tests.vm.service import IMAGE, Service, installed_service
 
 PARSER = "apparmor_parser"
 
 
 @pytest.fixture(scope="module")
 def installed() -> Iterator[Service]:
-    made = Service()
-    made.install("cgroupfs")
-    yield made
-    made.remove()
-
-
-@pytest.fixture
-def pods(installed: Service) -> Iterator[Pods]:
-    made = Pods(installed)  # type: ignore[arg-type]
-    yield made
-    for pod in made.pods():
-        made.stop_pod(pod.id)
-        made.remove_pod(pod.id)
+    with installed_service("cgroupfs") as made:
+        yield made
 
 
 @pytest.fixture

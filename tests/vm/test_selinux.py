@@ -16,7 +16,7 @@ import pytest
 
 from api.cri import api_pb2 as cri
 from tests.integration.pods import Pods
-from tests.vm.service import IMAGE, Service
+from tests.vm.service import IMAGE, Service, installed_service
 
 FILESYSTEM = Path("/sys/fs/selinux")
 POLICY = Path(__file__).with_name("container.cil")
@@ -39,19 +39,8 @@ def enforcing(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module")
 def installed(enforcing: None) -> Iterator[Service]:
-    made = Service()
-    made.install("systemd")
-    yield made
-    made.remove()
-
-
-@pytest.fixture
-def pods(installed: Service) -> Iterator[Pods]:
-    made = Pods(installed)  # type: ignore[arg-type]
-    yield made
-    for pod in made.pods():
-        made.stop_pod(pod.id)
-        made.remove_pod(pod.id)
+    with installed_service("systemd") as made:
+        yield made
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from tests.integration.daemon import wait_for
 from tests.integration.pods import Pods
 from tests.vm import service
-from tests.vm.service import Service, systemctl
+from tests.vm.service import Service, installed_service, systemctl
 
 COUNT = 10
 MEMORY = 48 << 20
@@ -26,19 +26,8 @@ PRINT = (
 
 @pytest.fixture(scope="module", params=["systemd", "cgroupfs"])
 def installed(request: pytest.FixtureRequest) -> Iterator[Service]:
-    made = Service()
-    made.install(request.param)
-    yield made
-    made.remove()
-
-
-@pytest.fixture
-def pods(installed: Service) -> Iterator[Pods]:
-    made = Pods(installed)  # type: ignore[arg-type]
-    yield made
-    for pod in made.pods():
-        made.stop_pod(pod.id)
-        made.remove_pod(pod.id)
+    with installed_service(request.param) as made:
+        yield made
 
 
 def state_of(pods: Pods, container: str) -> tuple[object, ...]:
