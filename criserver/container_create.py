@@ -40,7 +40,7 @@ from criserver.runtime import Runtime, new_id
 from criserver.store.containers import State, container_name
 from criserver.store.sandboxes import Sandbox
 from criserver.users import ResolvedUser, resolve_user
-from imageservice.store import Image
+from imageservice.objects import Image
 from podsandbox.lifecycle import SandboxRuntime
 from runtimeshim.client import CreateError, OCIRuntime, Rootfs, Shim, ShimOptions, SpawnerError
 from runtimeshim.linux import selinux

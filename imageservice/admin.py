@@ -13,7 +13,8 @@ from imageservice.collector import Collector
 from imageservice.content import ContentStore
 from imageservice.export import Exporter
 from imageservice.layers import Layers
-from imageservice.store import Garbage, Image, ImageStore
+from imageservice.objects import Garbage, Image
+from imageservice.store import ImageStore
 from imageservice.verify import Finding, Verifier
 from imageservice.views import Views
 

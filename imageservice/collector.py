@@ -10,7 +10,7 @@ from pathlib import Path
 
 from imageservice.content import ContentStore
 from imageservice.layers import Layers
-from imageservice.store import Garbage
+from imageservice.objects import Garbage
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from api.errors import FailedPreconditionError
 from imageservice import manifest as m
 from imageservice.content import ContentStore
 from imageservice.manifest import Descriptor
-from imageservice.store import Image, ImageStore
+from imageservice.objects import Image
+from imageservice.store import ImageStore
 
 # Bytes of one piece; gRPC's limit for a message is 4 MiB.
 PIECE = 1 << 20

@@ -25,10 +25,11 @@ from imageservice.content import ContentStore, Tap
 from imageservice.errors import StalePartialError
 from imageservice.fetch import BlobSource, Fetcher, WantedBlob, WantedLayer
 from imageservice.flights import Flights
+from imageservice.objects import Layer
 from imageservice.parent_attributes import copy_attributes
 from imageservice.placement import spread_subdirectories
 from imageservice.progress import LayerProgress, LayerState
-from imageservice.store import ImageStore, Layer
+from imageservice.store import ImageStore
 from imageservice.syncing import Syncer
 from imageservice.unpacking import UNPACK_SECONDS, Unpacked, Unpacker
 from runtimeshim.client import Spawner, SpawnerError, WorkerError

@@ -21,11 +21,12 @@ from imageservice.fetch import WantedBlob, WantedLayer
 from imageservice.flights import Flights
 from imageservice.layers import Layers
 from imageservice.manifest import Descriptor, ImageConfig, Manifest
+from imageservice.objects import Image
 from imageservice.progress import LayerProgress, PullProgress, PullUnderWay
 from imageservice.reference import Reference
 from imageservice.registry import BrokenTransferError, Fetched, RegistryClient, Repository
 from imageservice.signatures import SignatureCheck
-from imageservice.store import Image, ImageStore
+from imageservice.store import ImageStore
 from imageservice.syncing import Syncer
 
 log = logging.getLogger(__name__)

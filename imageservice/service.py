@@ -21,6 +21,7 @@ from imageservice.collector import Collector
 from imageservice.content import ContentStore
 from imageservice.hosts import RegistryConfig
 from imageservice.layers import VERIFY_WORKER, Layers
+from imageservice.objects import Image
 from imageservice.pinning import Pins
 from imageservice.progress import PullProgress
 from imageservice.pull import Assembler, PullEngine
@@ -34,7 +35,7 @@ from imageservice.snapshots import (
     Usage,
     UserDatabase,
 )
-from imageservice.store import ORPHAN_SECONDS, Image, ImageStore
+from imageservice.store import ORPHAN_SECONDS, ImageStore
 from imageservice.strays import ImageStrays
 from imageservice.syncing import Syncer
 from imageservice.unpacking import PARENTS_WORKER, UNPACK_WORKER

@@ -26,8 +26,9 @@ from api.errors import (
 from imageservice.collector import Collector
 from imageservice.files_worker import MAX_FILE
 from imageservice.layers import Layers
+from imageservice.objects import Image
 from imageservice.placement import spread_subdirectories
-from imageservice.store import Image, ImageStore
+from imageservice.store import ImageStore
 from runtimeshim.client import Rootfs, Spawner, SpawnerError, WorkerError
 
 FILES_WORKER = "image_files"

@@ -16,13 +16,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from imageservice import reference
 from imageservice.health import Health
 from imageservice.manifest import Descriptor, ImageConfig
+from imageservice.objects import Garbage, Image, Layer
 from imageservice.pinning import Pins
 
 # Layers and blobs of a pull that was broken off are kept this long, for the pull to be repeated.
@@ -55,56 +56,6 @@ CREATE TABLE IF NOT EXISTS views (
     PRIMARY KEY (holder, chain_id)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS views_chain ON views (chain_id);
 """
-
-
-@dataclass(frozen=True)
-class Image:
-    """A complete image.
-
-    id: the digest of its configuration. layers: chain ids, the base first. size: bytes of its
-    blobs as a registry holds them. config: the whole image configuration.
-    """
-
-    id: str
-    config: dict[str, Any] = field(hash=False)
-    layers: tuple[str, ...]
-    size: int
-    repo_tags: tuple[str, ...] = ()
-    repo_digests: tuple[str, ...] = ()
-    pinned: bool = False
-
-    @property
-    def is_artifact(self) -> bool:
-        """Tell whether its layer is files, and nothing in it can be run."""
-        return "artifactType" in self.config
-
-    @property
-    def chain_id(self) -> str:
-        """The chain id of the topmost layer, "" for an image without layers."""
-        return self.layers[-1] if self.layers else ""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """An unpacked layer: `number` names its directory; size in bytes on disk."""
-
-    chain_id: str
-    parent: str
-    diff_id: str
-    number: int
-    size: int
-    inodes: int
-
-
-@dataclass(frozen=True)
-class Garbage:
-    """What has left the database and is to be deleted from disk."""
-
-    layers: tuple[int, ...] = ()
-    blobs: tuple[str, ...] = ()
-
-    def __add__(self, other: Garbage) -> Garbage:
-        return Garbage(self.layers + other.layers, self.blobs + other.blobs)
 
 
 class ImageStore:

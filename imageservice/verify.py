@@ -17,7 +17,8 @@ from imageservice.artifact import is_files
 from imageservice.collector import Collector
 from imageservice.content import ContentStore
 from imageservice.layers import GONE, Layers
-from imageservice.store import Image, ImageStore, Layer
+from imageservice.objects import Image, Layer
+from imageservice.store import ImageStore
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from api.errors import (
 )
 from imageservice.collector import Collector
 from imageservice.layers import Layers
-from imageservice.store import Image, ImageStore
+from imageservice.objects import Image
+from imageservice.store import ImageStore
 from runtimeshim.client import Spawner, SpawnerError, WorkerError
 from runtimeshim.linux import mounts
 

@@ -6,4 +6,14 @@ if TYPE_CHECKING:
 else:
     import _signal as signal
 
-__all__ = ["signal"]
+__all__ = ["IGNORED_SIGNALS", "signal"]
+
+# CPython, or our own processes, ignore these; ignored signals survive execve, handlers do not. A
+# program that one of our processes starts gets their default dispositions back.
+IGNORED_SIGNALS = (
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+)

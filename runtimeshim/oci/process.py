@@ -7,7 +7,7 @@ import resource
 import stat
 
 from runtimeshim.linux import capabilities, syscalls
-from runtimeshim.linux.signals import signal
+from runtimeshim.linux.signals import IGNORED_SIGNALS, signal
 from runtimeshim.oci import fields
 from runtimeshim.oci.errors import StageError
 
@@ -23,15 +23,6 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # Bounds what is read of an image's /etc/passwd to find HOME.
 MAX_PASSWD = 1 << 20
-
-# CPython and the spawner ignore these; ignored signals survive execve, handlers do not.
-IGNORED_SIGNALS = (
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGHUP,
-)
 
 
 def reset_signals() -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from imageservice.manifest import Descriptor, ImageConfig
+from imageservice.objects import Garbage, Image, Layer
 from imageservice.pinning import Pins, is_patterns
-from imageservice.store import Garbage, Image, ImageStore, Layer
+from imageservice.store import ImageStore
 
 
 def digest(text: str) -> str:

@@ -45,6 +45,7 @@ RULES: Mapping[str, Rule] = {
         ("runtimeshim.client", "runtimeshim.cli", "runtimeshim.shim", "runtimeshim.spawner"),
     ),
     "runtimeshim.spawner": Rule(("runtimeshim",), ("runtimeshim.client", "runtimeshim.cli")),
+    "runtimeshim.ward": Rule(("runtimeshim",), ("runtimeshim.client", "runtimeshim.cli")),
     "runtimeshim.linux": Rule(),
 }
 # Names that only these may import, whatever else their rule allows.
