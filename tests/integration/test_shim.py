@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import select
 import signal
 import socket
 from pathlib import Path
@@ -385,7 +386,10 @@ async def test_an_init_stands_by_and_one_that_was_killed_is_made_up_for(
     await harness.until(lambda: init_standing_by(rt.spawner.pid) is not None)
     second = init_standing_by(rt.spawner.pid)
     assert second is not None
+    pidfd = os.pidfd_open(second)
     os.kill(second, signal.SIGKILL)
+    await asyncio.to_thread(select.select, [pidfd], [], [])  # it may still be told something
+    os.close(pidfd)
     shim = await rt.start(rt.spec(["sh", "-c", "exit 3"], "third"), "third")
     assert shim.pid != second
     assert (await shim.wait()).exit_code == 3

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+import pytest
 
 from podsandbox.network import NetworkResult, NetworkStatus, PodNetworkRequest, SelectedNetwork
 from podsandbox.network.pod_cidrs import PodCIDRs
@@ -44,9 +46,18 @@ class Recorder:
         self.calls.append("close")
 
 
-async def test_cni_as_soon_as_it_is_configured_and_each_detaches_its_own() -> None:
+@pytest.fixture
+def pod_cidrs() -> Iterator[PodCIDRs]:
+    connection = sqlite3.connect(":memory:")
+    yield PodCIDRs(connection)
+    connection.close()
+
+
+async def test_cni_as_soon_as_it_is_configured_and_each_detaches_its_own(
+    pod_cidrs: PodCIDRs,
+) -> None:
     cni, builtin = Recorder("cni"), Recorder("builtin")
-    network = SelectedNetwork(cni, builtin, PodCIDRs(sqlite3.connect(":memory:")))
+    network = SelectedNetwork(cni, builtin, pod_cidrs)
     cni.is_configured = False
     first = await network.attach(POD)
     assert (await network.status()).reason == "builtin"
@@ -61,18 +72,20 @@ async def test_cni_as_soon_as_it_is_configured_and_each_detaches_its_own() -> No
     assert cni.calls == ["attach", ("detach", {"of": "cni"})]
 
 
-async def test_without_the_fall_back_pods_wait_for_a_configuration() -> None:
+async def test_without_the_fall_back_pods_wait_for_a_configuration(
+    pod_cidrs: PodCIDRs,
+) -> None:
     cni, builtin = Recorder("cni"), Recorder("builtin")
     cni.is_configured = False
-    network = SelectedNetwork(cni, builtin, PodCIDRs(sqlite3.connect(":memory:")), fall_back=False)
+    network = SelectedNetwork(cni, builtin, pod_cidrs, fall_back=False)
     assert (await network.status()).reason == "cni"
     await network.detach(POD, {"provider": "builtin", "state": {}})
     assert builtin.calls == [("detach", {})]
 
 
-async def test_both_are_reconciled_and_closed() -> None:
+async def test_both_are_reconciled_and_closed(pod_cidrs: PodCIDRs) -> None:
     cni, builtin = Recorder("cni"), Recorder("builtin")
-    network = SelectedNetwork(cni, builtin, PodCIDRs(sqlite3.connect(":memory:")))
+    network = SelectedNetwork(cni, builtin, pod_cidrs)
     await network.reconcile(["abc"])
     await network.discard("abc")
     await network.close()
