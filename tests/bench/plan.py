@@ -20,10 +20,10 @@ PAUSE_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of rounds, pods and seconds; the whole of it takes some 12 minutes."""
+    """Numbers of rounds, pods and seconds; the whole of it takes some 14 minutes."""
 
     cycles: int = 30
-    parallel: int = 12  # turns of 8 pods at a time
+    parallel: int = 16  # turns of 8 pods at a time
     bursts: int = 2
     burst_pods: int = 60
     small_pulls: int = 20
@@ -31,7 +31,7 @@ class Plan:
     large: bool = True
     density: tuple[int, ...] = (10, 100, 300)  # pods
     containers: tuple[int, ...] = (10, 100, 500)
-    singles: int = 25  # pods that come and go beside the others
+    singles: int = 20  # pods that come and go beside the others
     asked: int = 25  # turns of statuses and lists of each kind at each density
     # Whole periods of what runtimes do by the clock: containerd's statistics every 10 s.
     idle_seconds: float = 30.0

@@ -31,7 +31,7 @@ STATISTICS = ("ListContainerStats", "ListPodSandboxStats", "ListPodSandboxMetric
 BLOCK = 20
 BLOCK_SECONDS = 0.3
 # For one question in all: containerd takes 18 s to list the statistics of 300 pods.
-ASKING_SECONDS = 8.0
+ASKING_SECONDS = 6.0
 LEAST_TURNS = 2
 
 
