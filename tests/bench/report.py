@@ -11,10 +11,7 @@ from tests.bench.results import Column, Results, percentile
 
 def tables(results: Results, machine: str) -> Iterator[str]:
     """Yield the lines of all tables."""
-    yield (
-        f"{machine}. Medians, in brackets the 95th percentile; "
-        "a ratio is the middle of those to the better peer in each turn."
-    )
+    yield f"{machine}. Medians, in brackets the 95th percentile; ratios are to the better peer."
     for group, title in GROUPS.items():
         if rows := results.rows(group):
             yield ""

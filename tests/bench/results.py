@@ -36,29 +36,20 @@ def in_unit(seconds: float, row: Operation) -> float:
 
 
 def share(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """The middle of ours / theirs in each turn; None when there is nothing to divide by.
+    """The median of each turn of ours divided by each of theirs; None with nothing to divide by.
 
-    The two of a turn follow each other, so that what else the machine does meets both.
+    That is the estimate of Hodges and Lehmann for two samples, as a factor. It minds single turns
+    as little as the quotient of the medians, and varies less from one run to another:
+    docs/performance.md.
     """
-    ratios = [mine / other for mine, other in zip(ours, theirs, strict=False) if other]
-    return middle(ratios) if ratios else None
-
-
-def middle(values: Sequence[float]) -> float:
-    """The mean of the middle half of values that are not empty: the interquartile mean.
-
-    Like the median it does not mind a few that are far away, and it varies less from one run to
-    another.
-    """
-    ordered, left_out = sorted(values), round(len(values) / 4)
-    return statistics.fmean(ordered[left_out : len(ordered) - left_out])
+    quotients = [mine / other for mine in ours for other in theirs if other]
+    return statistics.median(quotients) if quotients else None
 
 
 class Results:
     """Samples in the order of their first coming; may be added to by several threads.
 
-    What a runtime was measured to take in one turn is a block of samples. The first block of one
-    runtime and the first of another are of the same turn, and so on.
+    What was measured of a runtime in one of its turns is a block of samples.
     """
 
     def __init__(self) -> None:
@@ -122,7 +113,7 @@ class Results:
         return self._facts.get(row, {}).get(column, "")
 
     def ratio(self, row: Operation, column: Column) -> float | None:
-        """One of ours as a share of the better peer, turn by turn; None without a peer's."""
+        """One of ours as a share of the better peer; None without a peer's."""
         medians = {
             peer: median
             for peer in self._blocks.get(row, {})
