@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from api.cri import api_pb2 as cri
-from tests.bench import budget, report
+from tests.bench import budget, compare, report
 from tests.bench.groups import burst, density, faults, images, lifecycle, oci, streaming
 from tests.bench.operations import BUILTIN, CNI, GROUPS
 from tests.bench.peers import CRIO, Containerd
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if options.budget:
         return hold_budget(options)
+    if options.compare:
+        return compare_runs(*options.compare)
     results = Results()
     began = time.time()
     with bench(options, results) as made:
@@ -108,7 +110,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="instead: count the system calls of our operations by strace, and hold them against\n"
         "tests/bench/budget.toml, or make them the budget",
     )  # fmt: skip
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar="FILE",
+        help="instead: how far the ratios of two runs, as --json wrote them, are from each other;\n"
+        f"fails when one is more than {compare.ALLOWED:g} %% away",
+    )  # fmt: skip
     return parser.parse_args(arguments)
+
+
+def compare_runs(first: Path, second: Path) -> int:
+    """Print how far the second run is from the first; 1 when a row is too far."""
+    try:
+        ratios = compare.read(first), compare.read(second)
+    except (OSError, ValueError) as err:
+        sys.exit(f"hack/bench: {err}")
+    for line in compare.lines(*ratios):
+        print(line)
+    return int(any(pair.is_above for pair in compare.pairs(*ratios)))
 
 
 def hold_budget(options: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """What is measured: the operations with their units, and the factors that are aimed at.
 
-A factor is ours as a share of the better peer's median. That of a time or a size is to be at most
-the aim, that of a rate at least.
+A factor is ours as a share of the better peer's (tests.bench.results.share). That of a time or a
+size is to be at most the aim, that of a rate at least.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def both(builtin: float, cni: float | None = None) -> dict[str, float]:
 
 GROUPS = {
     "lifecycle": "A pod and a container from beginning to end, one at a time",
-    "parallel": "The same, 8 at a time",
+    "parallel": "The same, 8 at a time: the time of all of them, divided by their number",
     "burst": "60 pods of one container, started as `crictl run` does, removed as `crictl rmp -af`",
     "images": "Images",
     "streaming": "A streaming exec, and a port-forward",

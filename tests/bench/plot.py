@@ -41,7 +41,7 @@ def draw(results: Results, files: Sequence[Path], machine: str) -> None:
     axes.set_ylim(len(entries) - 0.5, -0.5)
     axes.tick_params(axis="y", labelsize=8)
     axes.grid(axis="x", which="both", linewidth=0.3)
-    axes.set_xlabel("ours / better peer, medians: left of 1 is less time or memory (MB/s: right)")
+    axes.set_xlabel("ours / better peer: left of 1 is less time or memory (MB/s: right)")
     axes.set_title(f"criserver beside its peers\n{machine}", fontsize=9)
     if kinds:
         axes.legend(loc="lower right", fontsize=8)

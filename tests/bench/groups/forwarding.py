@@ -91,10 +91,10 @@ def _streams(url: str, port: int) -> Streams:
 def spdy_out(client: Client, pod: str, mib: int) -> float:
     """MB/s of what the pod sends."""
     with _listening(client, pod) as (listener, port, url):
-        began = time.perf_counter()
         streams = _streams(url, port)
         try:
             with _beside(listener, _sender(mib)):
+                began = time.perf_counter()
                 streams.until(lambda: streams.counted >= mib * MIB or streams.over)
             return rate(streams.counted, mib, time.perf_counter() - began)
         finally:
@@ -105,11 +105,11 @@ def spdy_in(client: Client, pod: str, mib: int) -> float:
     """MB/s of what the pod has read."""
     sink = _Sink(mib)
     with _listening(client, pod) as (listener, port, url):
-        began = time.perf_counter()
         streams = _streams(url, port)
         frames = streams.frames(streams.data_stream, bytes(MIB))
         try:
             with _beside(listener, sink.read):
+                began = time.perf_counter()
                 for _ in range(mib):
                     streams.send(frames)
                 return _read_rate(sink, mib, began)
@@ -120,11 +120,11 @@ def spdy_in(client: Client, pod: str, mib: int) -> float:
 def websocket_out(client: Client, pod: str, mib: int) -> float:
     """MB/s of what the pod sends."""
     with _listening(client, pod) as (listener, _, url):
-        began = time.perf_counter()
         connection = stream_clients.websocket_connection(url, V4)
         counted = 0
         try:
             with _beside(listener, _sender(mib)):
+                began = time.perf_counter()
                 while counted < mib * MIB:
                     opcode, size = frame_head(connection)
                     if opcode == 8:
@@ -141,10 +141,10 @@ def websocket_in(client: Client, pod: str, mib: int) -> float:
     sink = _Sink(mib)
     frames = client_frame(2, bytes((DATA,)) + bytes(PIECE)) * (MIB // PIECE)
     with _listening(client, pod) as (listener, _, url):
-        began = time.perf_counter()
         connection = stream_clients.websocket_connection(url, V4)
         try:
             with _beside(listener, sink.read):
+                began = time.perf_counter()
                 for _ in range(mib):
                     connection.sock.sendall(frames)
                 return _read_rate(sink, mib, began)

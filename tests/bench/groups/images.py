@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable
 
 from tests.bench import processes
+from tests.bench.groups.lifecycle import STATUSES
 from tests.bench.operations import operation
 from tests.bench.plan import Bench, column, settle
 from tests.bench.results import Results
@@ -36,14 +37,11 @@ def measure(bench: Bench) -> None:
 
 def small(runtime: Runtime, name: str, results: Results) -> None:
     who, client = column(runtime), runtime.client
-    calls: dict[str, Callable[[], None]] = {
-        "PullImage, 1 MB": lambda: client.pull(name),
-        "ImageStatus": lambda: client.image_status(name),
-        "ListImages": client.list_images,
-        "RemoveImage": lambda: client.remove_image(name),
-    }
-    for title, call in calls.items():
-        results.timed("images", title, who, call)
+    timed = functools.partial(results.timed, "images")
+    timed("PullImage, 1 MB", who, lambda: client.pull(name))
+    timed("ImageStatus", who, lambda: client.image_status(name), STATUSES)
+    timed("ListImages", who, client.list_images, STATUSES)
+    timed("RemoveImage", who, lambda: client.remove_image(name))
 
 
 def large(runtime: Runtime, title: str, name: str, results: Results) -> None:

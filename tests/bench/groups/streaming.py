@@ -1,7 +1,8 @@
 """What streams carry over SPDY/3.1 and WebSocket: an exec's, and a port-forward's (forwarding.py).
 
 The client does as little as it can, so that the server is what is measured: of what comes it reads
-the frames' heads alone, and what it sends was framed before.
+the frames' heads alone, and what it sends was framed before. The clock runs from the first data on:
+what an exec takes to start is in another table.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tests.bench.client import SLEEP, Client
 from tests.bench.groups import forwarding
 from tests.bench.groups.transfers import MB, MIB, PIECE, Incomplete, Streams, frame_head, rate, skip
 from tests.bench.operations import operation
-from tests.bench.plan import Bench, column
+from tests.bench.plan import Bench, column, in_peace
 from tests.bench.results import Results
 from tests.bench.runtimes import Runtime
 from tests.integration import stream_clients
@@ -28,16 +29,20 @@ Transfer = Callable[[Client, str, int], float]  # container or pod, MiB -> MB/s
 
 
 def measure(bench: Bench) -> None:
-    """Each transport and way in turns, in one container, and one pod, of each runtime."""
+    """In each round each transport and way in turns, in one container and one pod of each runtime.
+
+    All of them in each round: some seconds in which the machine is slow are to meet all of them.
+    """
     runtimes = bench.one_of_ours()
     running = {runtime: runtime.client.run(bench.shelf.small, *SLEEP) for runtime in runtimes}
     pods = {runtime: forwarding.run_pod(runtime.client) for runtime in runtimes}
-    for title, transfer in WAYS.items():
-        for runtime, results in bench.turns(title, bench.plan.streams, runtimes):
-            _note(bench, runtime, title, transfer, running[runtime][1], results)
-    for title, transfer in forwarding.WAYS.items():
-        for runtime, results in bench.turns(title, bench.plan.streams, runtimes):
-            _note(bench, runtime, title, transfer, pods[runtime], results)
+    containers = {runtime: container for runtime, (_, container) in running.items()}
+    ways = [(title, transfer, containers) for title, transfer in WAYS.items()]
+    ways += [(title, transfer, pods) for title, transfer in forwarding.WAYS.items()]
+    for results, ordered in bench.rounds("streams", bench.plan.streams, runtimes):
+        for title, transfer, targets in ways:
+            for runtime in in_peace(ordered):
+                _note(bench, runtime, title, transfer, targets[runtime], results)
     for runtime, (pod, _) in running.items():
         for each in (pod, pods[runtime]):
             runtime.client.take_away(each)
@@ -65,9 +70,10 @@ def _command(mib: int, *, stdin: bool) -> tuple[str, ...]:
 def spdy_out(client: Client, container: str, mib: int) -> float:
     """MB/s of what comes."""
     url = client.exec_url(container, *_command(mib, stdin=False), stdin=False)
-    began = time.perf_counter()
     streams = Streams(url, "stdout")
     try:
+        streams.until(lambda: streams.counted or streams.over)
+        began = time.perf_counter()
         streams.until(lambda: streams.data_stream in streams.ended or streams.over)
         seconds = time.perf_counter() - began
     finally:
@@ -100,9 +106,8 @@ def spdy_in(client: Client, container: str, mib: int) -> float:
 def websocket_out(client: Client, container: str, mib: int) -> float:
     """MB/s of what comes."""
     url = client.exec_url(container, *_command(mib, stdin=False), stdin=False)
-    began = time.perf_counter()
     connection = stream_clients.websocket_connection(url, V4)
-    counted = 0
+    counted, began = 0, 0.0
     try:
         while counted < mib * MIB:
             opcode, size = frame_head(connection)
@@ -110,6 +115,7 @@ def websocket_out(client: Client, container: str, mib: int) -> float:
                 break
             channel = connection.exactly(1)[0] if size else STDIN
             counted += skip(connection, max(0, size - 1)) * (channel == STDOUT)
+            began = began or time.perf_counter()
         seconds = time.perf_counter() - began
     finally:
         connection.close()
