@@ -1,13 +1,14 @@
 """The sweep over all checks, now and then or when somebody asks.
 
-A stray counts when two sweeps have found the same one, with nothing being done to its owner in
-between: what is being made or removed at this moment is nobody's for moments only.
+A stray counts when two sweeps, a while apart, have found the same one, with nothing being done to
+its owner in between: what is being made or removed at this moment is nobody's for moments only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from criserver.config_observability import AuditConfig
 
 log = logging.getLogger(__name__)
 
-# Between the two sweeps of somebody who waits: what is on its way out is gone by then.
+# For so long at least a stray has to be one: what is on its way out is gone by then.
 SETTLE_SECONDS = 1.0
 
 # How often it is looked whether the sweeps that are off have been switched on.
@@ -46,7 +47,7 @@ class Auditor:
         self._report = report
         self._settle = settle
         self._lock = asyncio.Lock()
-        self._before: frozenset[Stray] = frozenset()
+        self._before: dict[Stray, float] = {}  # since when each is found, by time.monotonic()
         self._told: frozenset[Stray] = frozenset()  # in the log
         kinds = [kind for check in checks for kind in check.kinds]
         self.strays: Counter[str] = Counter(dict.fromkeys(kinds, 0))
@@ -72,7 +73,7 @@ class Auditor:
         It takes SETTLE_SECONDS if there is something to be seen twice.
         """
         async with self._lock:
-            self._before = frozenset()
+            self._before = {}
             found, failures = await self._sweep()
             if self._before:
                 await asyncio.sleep(self._settle)
@@ -88,7 +89,8 @@ class Auditor:
         }
 
     async def _sweep(self) -> tuple[list[Stray], list[str]]:
-        """Return what this sweep and the one before have found, and what could not be looked at."""
+        """Return what is found since long enough, and what could not be looked at."""
+        began = time.monotonic()
         candidates: set[Stray] = set()
         failures: list[str] = []
         for check in self._checks:
@@ -99,8 +101,12 @@ class Auditor:
                 log.warning("audit: %s", failures[-1])
                 continue
             candidates.update(stray for stray in found if not self._is_busy(stray))
-        confirmed = sorted(candidates & self._before, key=lambda stray: (stray.kind, stray.name))
-        self._before = frozenset(candidates)
+        again = {stray: since for stray, since in self._before.items() if stray in candidates}
+        self._before = dict.fromkeys(candidates, began) | again
+        confirmed = sorted(
+            (stray for stray, since in again.items() if began - since >= self._settle),
+            key=lambda stray: (stray.kind, stray.name),
+        )
         self._count(confirmed)
         return confirmed, failures
 

@@ -1,10 +1,13 @@
 """The auditor's rules: seen twice, the same thing, nobody at work on it; and what it counts."""
 
+import asyncio
+
 import pytest
 
 from api.errors import InternalError
 from criserver.audit.auditor import Auditor
 from criserver.audit.stray import Stray
+from criserver.config_observability import AuditConfig
 
 
 class Check:
@@ -58,6 +61,23 @@ async def test_what_is_another_thing_of_the_same_name_the_second_time_is_none():
             return found
 
     assert (await auditor(Renewed()).audit(fix=True))["strays"] == []
+
+
+async def test_what_has_just_gone_astray_is_none_however_often_is_looked():
+    looked = asyncio.Semaphore(0)
+
+    class Watched(Check):
+        async def find(self):
+            looked.release()
+            return await super().find()
+
+    check = Watched(thing())
+    made = Auditor([check], lambda _: False, settle=3600)
+    sweeps = asyncio.create_task(made.audit_forever(lambda: AuditConfig(interval_seconds=0.001)))
+    for _ in range(5):
+        await looked.acquire()
+    sweeps.cancel()
+    assert (made.removed["thing"], check.there) == (0, {thing()})
 
 
 async def test_what_somebody_is_at_work_on_is_none():
