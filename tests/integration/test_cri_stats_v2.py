@@ -120,8 +120,13 @@ def test_what_is_written_is_counted_from_io_stat(pods: Pods, pod: str) -> None:
             for figure, name in WRITES.items()
         }
 
+    def is_written() -> bool:
+        return any(
+            each >= 4 * MIB for (_, name), each in of_the_kernel().items() if name == "wbytes"
+        )
+
+    wait_for(is_written, "the file to be on the disk")
     wait_for(lambda: reported() == of_the_kernel(), "figures of a container that rests")
-    assert any(amount >= 4 * MIB for (_, name), amount in reported().items() if name == "wbytes")
 
 
 def test_memory_and_swap_are_the_files(pods: Pods, pod: str) -> None:
