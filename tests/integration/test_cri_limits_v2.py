@@ -64,14 +64,14 @@ def test_limits_and_a_resize_are_in_the_files_and_a_reload_leaves_them(
     assert files(own, *expected) == expected
     update(
         pods, container,
-        cpu_shares=1024, cpu_quota=-1, cpuset_cpus="1",
+        cpu_shares=1024, cpu_quota=30_000, cpuset_cpus="1",
         memory_limit_in_bytes=128 * MIB, memory_swap_limit_in_bytes=128 * MIB,
         hugepage_limits=[cri.HugepageLimit(page_size="2MB", limit=6 * MIB)],
         unified={"memory.high": str(96 * MIB), "pids.max": "33"},
     )  # fmt: skip
     expected |= {
         "cpu.weight": "100",
-        "cpu.max": "max 50000",
+        "cpu.max": "30000 50000",
         "cpuset.cpus": "1",
         "memory.max": str(128 * MIB),
         "memory.swap.max": "0",
@@ -82,6 +82,10 @@ def test_limits_and_a_resize_are_in_the_files_and_a_reload_leaves_them(
     assert files(own, *expected) == expected
     reload()
     assert files(own, *expected) == expected
+    update(pods, container, cpu_quota=-1)
+    reload()
+    # The period limits nothing now; systemd writes its default one then (src/core/cgroup.c).
+    assert files(own, "cpu.max")["cpu.max"].split()[0] == "max"
 
 
 def test_a_resized_pod_keeps_its_limits_over_a_reload(pods: Pods, pod: str) -> None:
