@@ -23,10 +23,10 @@ def pod_with_network(pods: Pods) -> Iterator[str]:
     pods.remove_pod(made)
 
 
-def limited(**fields: int) -> cri.LinuxContainerConfig:
+def limited(**fields: Any) -> cri.LinuxContainerConfig:
     options = cri.NamespaceOption(pid=cri.CONTAINER)
     return cri.LinuxContainerConfig(
-        resources=cri.LinuxContainerResources(**fields),  # type: ignore[arg-type]
+        resources=cri.LinuxContainerResources(**fields),
         security_context=cri.LinuxContainerSecurityContext(namespace_options=options),
     )
 
