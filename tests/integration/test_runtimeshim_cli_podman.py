@@ -29,7 +29,7 @@ class Podman:
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "oci"
-        self.parent = f"/crtest-podman-{os.getpid()}"
+        self.parent = harness.cgroup_parent(f"crtest-podman-{os.getpid()}")
         # Not by --runtime-flag: podman's own cleanup after a container's end forgets that.
         runtime = directory / "runtimeshim"
         runtime.write_text(f'#!/bin/sh\nexec {RUNTIMESHIM} --root {self.root} "$@"\n')
@@ -40,7 +40,7 @@ class Podman:
             f"--runroot={directory}/run",
             f"--tmpdir={directory}/tmp",
             "--storage-driver=vfs",
-            "--cgroup-manager=cgroupfs",
+            f"--cgroup-manager={harness.CGROUP_DRIVER}",
             "--events-backend=file",
             f"--runtime={runtime}",
         ]
@@ -88,7 +88,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     finally:
         podman.ok("rm", "--all", "--force", "--time=0")
         podman.ok("rmi", "--all", "--force")
-        harness.remove_cgroups(f"{podman.parent}/conmon")
+        if harness.CGROUP_DRIVER == "cgroupfs":
+            harness.remove_cgroups(f"{podman.parent}/conmon")
         harness.remove_cgroups(podman.parent)
         # Podman's own mount of its storage upon itself stays as long as the machine runs.
         subprocess.run(["umount", "--quiet", directory / "storage/vfs"], check=False)
