@@ -62,6 +62,7 @@ LIMITS = {
     "memory": {"limit": 64 << 20, "swap": 96 << 20, "reservation": 32 << 20},
     "cpu": {"shares": 512, "quota": 50000, "period": 100000, "cpus": "1", "mems": "0"},
     "pids": {"limit": 55},
+    "blockIO": {"weight": 123},
     "hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}],
 }
 FILES = {
@@ -73,6 +74,7 @@ FILES = {
     "cpuset.cpus": "1",
     "cpuset.mems": "0",
     "pids.max": "55",
+    "io.weight": "default 1142",
     "hugetlb.2MB.max": str(4 << 20),
 }
 
