@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from runtimeshim.linux.cgroups import units
 from tests.integration import bundles, harness
 from tests.integration.oci_cli import RUNTIMESHIM, read_all
 
@@ -186,6 +187,14 @@ def test_volumes_users_and_read_only_roots(podman: Podman, tmp_path: Path) -> No
         )
     )  # fmt: skip
     assert done.stdout == "of the host\n1000\nread-only\n"
+
+
+def test_the_cgroup_is_a_directory_or_a_scope_below_the_parent(podman: Podman) -> None:
+    identity = podman.ok(*podman.run("-d", "--name=c", IMAGE, "sleep", "1000")).strip()
+    pid = podman.inspect("c")["State"]["Pid"]
+    name = f"libpod-{identity}" + (".scope" if harness.CGROUP_DRIVER == "systemd" else "")
+    expected = f":{units.directory(podman.parent)}/{name}\n"
+    assert expected in Path(f"/proc/{pid}/cgroup").read_text()
 
 
 def test_the_hosts_network(podman: Podman) -> None:
