@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -363,13 +364,17 @@ def children(pid: int) -> set[str]:
 
 
 def init_standing_by(pid: int) -> int | None:
-    """The process below the spawner that is in a PID namespace of its own; without a container."""
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        if os.readlink(f"/proc/{child}/ns/pid") != os.readlink("/proc/self/ns/pid"):
-            return int(child)
-        found = init_standing_by(int(child))
-        if found is not None:
-            return found
+    """The process below the spawner that is in a PID namespace of its own; without a container.
+
+    None too where one of those on the way to it ends meanwhile.
+    """
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if os.readlink(f"/proc/{child}/ns/pid") != os.readlink("/proc/self/ns/pid"):
+                return int(child)
+            found = init_standing_by(int(child))
+            if found is not None:
+                return found
     return None
 
 
