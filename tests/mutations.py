@@ -274,8 +274,8 @@ MUTATIONS = (
         (
             Edit(
                 f"{OCI}/process.py",
-                "        _set_label(*label)\n",
-                '        _set_label(os.open("/proc/self/attr/exec", os.O_WRONLY), label[1])\n',
+                "        _set_label(process, *label)\n",
+                '        _set_label(process, os.open("/proc/self/attr/exec", os.O_WRONLY), label[1])\n',
             ),
         ),
         (ATTACKS + "test_an_exec_label_is_not_written_into_the_containers_procfs",),
