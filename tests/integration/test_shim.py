@@ -378,19 +378,29 @@ def init_standing_by(pid: int) -> int | None:
     return None
 
 
+async def an_init_stands_by(rt: harness.Runtime) -> int:
+    """Wait for it; returns its pid."""
+    found: list[int] = []
+
+    def look() -> bool:
+        pid = init_standing_by(rt.spawner.pid)
+        found.extend([] if pid is None else [pid])
+        return bool(found)
+
+    await harness.until(look)
+    return found[0]
+
+
 async def test_an_init_stands_by_and_one_that_was_killed_is_made_up_for(
     rt: harness.Runtime,
 ) -> None:
     shim = await rt.start(rt.spec(["true"], "first"), "first")
     await shim.wait()
-    await harness.until(lambda: init_standing_by(rt.spawner.pid) is not None)
-    first = init_standing_by(rt.spawner.pid)
+    first = await an_init_stands_by(rt)
     shim = await rt.start(rt.spec(["true"], "second"), "second")
     assert shim.pid == first
     await shim.wait()
-    await harness.until(lambda: init_standing_by(rt.spawner.pid) is not None)
-    second = init_standing_by(rt.spawner.pid)
-    assert second is not None
+    second = await an_init_stands_by(rt)
     pidfd = os.pidfd_open(second)
     os.kill(second, signal.SIGKILL)
     await asyncio.to_thread(select.select, [pidfd], [], [])  # it may still be told something
