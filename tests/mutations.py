@@ -274,8 +274,9 @@ MUTATIONS = (
         (
             Edit(
                 f"{OCI}/process.py",
-                "        _set_label(*label)\n",
-                '        _set_label(os.open("/proc/self/attr/exec", os.O_WRONLY), label[1])\n',
+                "        _set_label(process, *label)\n",
+                '        fd = os.open("/proc/self/attr/exec", os.O_WRONLY)\n'
+                "        _set_label(process, fd, label[1])\n",
             ),
         ),
         (ATTACKS + "test_an_exec_label_is_not_written_into_the_containers_procfs",),

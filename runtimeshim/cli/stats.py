@@ -143,7 +143,11 @@ def _entries(device: DeviceIO, values: Mapping[str, int]) -> list[Document]:
 def _hugetlb(directory: str, usage: str, maximum: str) -> Document:
     """Return the huge pages by size; v2 keeps no peak, and runc shows the limit there."""
     found: Document = {}
-    for name in sorted(os.listdir(directory)):
+    try:
+        files = sorted(os.listdir(directory))
+    except FileNotFoundError:  # a scope of systemd goes with its last process
+        return found
+    for name in files:
         kind, size, *rest = [*name.split("."), ""]
         if kind == "hugetlb" and rest[:-1] == [usage]:
             found[size] = {

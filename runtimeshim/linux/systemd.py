@@ -36,6 +36,12 @@ def start(unit: str, properties: Sequence[Property]) -> None:
             manager.run_job("StartTransientUnit", *arguments)
 
 
+def await_started(unit: str) -> None:
+    """Wait until a unit that another has started is there, by their job. Raises DBusError."""
+    with _Manager() as manager:
+        manager.run_job("StartUnit", "ss", unit, "replace")
+
+
 def stop(unit: str) -> None:
     """Stop a unit and wait for its end; fine when there is none. Raises DBusError."""
     with _Manager() as manager:
@@ -58,6 +64,7 @@ class _Manager:
 
     def __init__(self) -> None:
         self._connection = Connection(SERVICE, timeout=TIMEOUT_SECONDS)
+        self._subscribed = False  # a second time is an error
 
     def __enter__(self) -> _Manager:
         return self
@@ -70,10 +77,8 @@ class _Manager:
 
     def run_job(self, member: str, signature: str, *values: Any) -> None:
         """Call a method that queues a job, and wait until the job is done."""
-        if self._connection.on_bus:
-            bus = "/org/freedesktop/DBus", "org.freedesktop.DBus"
-            self._connection.call(*bus, "AddMatch", "s", JOBS)
-        self.call("Subscribe")
+        if not self._subscribed:
+            self._subscribe()
         (job,) = self.call(member, signature, *values)
         while True:
             signal = self._connection.signal()
@@ -82,6 +87,13 @@ class _Manager:
         _, _, unit, result = signal.body
         if result != "done":
             raise DBusError(errno.EIO, f"systemd: {member} of {unit}: its job is {result}")
+
+    def _subscribe(self) -> None:
+        if self._connection.on_bus:
+            bus = "/org/freedesktop/DBus", "org.freedesktop.DBus"
+            self._connection.call(*bus, "AddMatch", "s", JOBS)
+        self.call("Subscribe")
+        self._subscribed = True
 
     def forget_failed(self, unit: str) -> bool:
         """Take a failed unit out of systemd's memory; False when there is no such unit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import stat
@@ -233,7 +234,7 @@ def prepare(
     os.umask(0o022 if umask is None else umask)
     env = environment(process)
     if label is not None:
-        _set_label(*label)
+        _set_label(process, *label)
     if filter_ is not None and not no_new_privileges:
         filter_()
         filter_ = None
@@ -276,10 +277,15 @@ def _set_ids(user: Mapping[str, Any]) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def _set_label(fd: int, label: bytes) -> None:
+def _set_label(process: Process, fd: int, label: bytes) -> None:
     try:
         os.write(fd, label)
     except OSError as err:
-        raise StageError("label", f"the kernel refuses the label {label!r}: {err}") from err
+        field = "apparmorProfile" if process.get("apparmorProfile") else "selinuxLabel"
+        why = err.strerror or str(err)
+        if field == "apparmorProfile" and err.errno == errno.ENOENT:
+            why = "no profile of that name is loaded (aa-status lists them)"
+        refused = f"process.{field}: the kernel refuses the label {process[field]!r}: {why}"
+        raise StageError("label", refused) from err
     finally:
         os.close(fd)

@@ -46,10 +46,7 @@ class Runtime:
         return bundles.spec(args, self.cgroup_of(name), **process)
 
     def cgroup_of(self, name: str) -> str:
-        """The cgroup of a container; systemd knows one scope of a name, wherever it is."""
-        if CGROUP_DRIVER == "systemd":
-            return f"{self.cgroup}:{self.cgroup.removesuffix('.slice')}:{name}"
-        return f"{self.cgroup}/{name}"
+        return cgroup_below(self.cgroup, name)
 
     async def create(self, spec: dict[str, Any], name: str = "c", **options: Any) -> Shim:
         bundle = bundles.write(self.run_dir / "containers" / name, spec)
@@ -135,6 +132,13 @@ def cgroup_file(v1: str, v2: str) -> str:
 def cgroup_parent(name: str) -> str:
     """Name a cgroup that containers of a test go below, or a slice: "-" would nest it."""
     return f"{name.replace('-', '_')}.slice" if CGROUP_DRIVER == "systemd" else f"/{name}"
+
+
+def cgroup_below(parent: str, name: str) -> str:
+    """Name the cgroup of a container; systemd knows one scope of a name, wherever it is."""
+    if CGROUP_DRIVER == "systemd":
+        return f"{parent}:{parent.removesuffix('.slice')}:{name}"
+    return f"{parent}/{name}"
 
 
 def cgroup_dirs(path: str) -> list[Path]:

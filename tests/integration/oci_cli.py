@@ -25,6 +25,10 @@ RUNTIMESHIM = Path(sys.executable).parent / "runtimeshim"
 TIMEOUT = 60.0
 
 
+# Cgroups are made by the tests' driver.
+SYSTEMD_CGROUP = ["--systemd-cgroup"] if harness.CGROUP_DRIVER == "systemd" else []
+
+
 class CLI:
     """`runtimeshim --root …`; containers and cgroups of one test."""
 
@@ -32,11 +36,14 @@ class CLI:
         self.program = program
         self.directory = directory
         self.root = directory / "root"
-        self.cgroup = f"/crtest-cli-{os.getpid()}-{directory.name}"
+        self.cgroup = harness.cgroup_parent(f"crtest-cli-{os.getpid()}-{directory.name}")
         self.layer = bundles.make_layer(directory / "layer")
 
+    def cgroup_of(self, name: str) -> str:
+        return harness.cgroup_below(self.cgroup, name)
+
     def spec(self, args: list[str], **process: Any) -> dict[str, Any]:
-        spec = bundles.spec(args, f"{self.cgroup}/c", **process)
+        spec = bundles.spec(args, self.cgroup_of("c"), **process)
         return spec | {"root": {"path": str(self.layer)}}
 
     def bundle(self, args: list[str], **process: Any) -> Path:
@@ -50,7 +57,8 @@ class CLI:
         return directory
 
     def command(self, *arguments: str | Path, flags: Sequence[str] = ()) -> list[str]:
-        return [str(self.program), "--root", str(self.root), *flags, *map(str, arguments)]
+        given = ["--root", str(self.root), *SYSTEMD_CGROUP, *flags]
+        return [str(self.program), *given, *map(str, arguments)]
 
     def __call__(
         self, *arguments: str | Path, flags: Sequence[str] = (), **options: Any

@@ -18,6 +18,7 @@ import pytest
 
 from api.cri import api_pb2 as cri
 from runtimeshim.linux import cgroups
+from tests.integration import harness
 from tests.integration.cli import Cli
 from tests.integration.daemon import Daemon, wait_for
 from tests.integration.pods import Pods
@@ -119,9 +120,10 @@ def named_process(name: str) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def cgroup(path: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A cgroup in all hierarchies, with a process."""
+    """A cgroup in all hierarchies, or a scope of systemd, with a process."""
     manager = cgroups.manager()
     manager.create(path)
+    manager.apply(path, {})
     with subprocess.Popen(["/bin/sleep", "3600"]) as process:
         try:
             manager.join(path, process.pid)
@@ -172,7 +174,8 @@ def test_directories_and_mounts_of_nobody(daemon: Daemon, bystander: Bystander) 
 
 
 def test_cgroups_and_shims_of_nobody(daemon: Daemon, bystander: Bystander, gone: str) -> None:
-    ours, theirs = f"/{daemon.name}/{gone}", f"/{daemon.name}/{new_id()}"
+    parent = harness.cgroup_parent(daemon.name)
+    ours, theirs = harness.cgroup_below(parent, gone), harness.cgroup_below(parent, new_id())
     with (
         cgroup(ours) as stray,
         cgroup(theirs) as other,
@@ -189,7 +192,7 @@ def test_cgroups_and_shims_of_nobody(daemon: Daemon, bystander: Bystander, gone:
         assert other.poll() is None
         assert other_shim.poll() is None
         assert audit(daemon)["strays"] == []
-    cgroups.manager().delete(f"/{daemon.name}")
+    harness.remove_cgroups(parent)
     bystander.assert_well()
 
 

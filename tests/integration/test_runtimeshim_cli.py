@@ -190,7 +190,7 @@ def test_delete_ends_a_created_container(cli: CLI) -> None:
     cli.created(SLEEP)
     pid = cli.state()["pid"]
     cli.ok("delete", "c")
-    assert harness.cgroup_dirs(f"{cli.cgroup}/c") == []
+    assert harness.cgroup_dirs(cli.cgroup_of("c")) == []
     assert not is_running(pid)
 
 
@@ -257,7 +257,7 @@ async def test_killing_the_init_of_a_shared_pid_namespace_ends_the_others(cli: C
 def test_list_shows_all_containers(cli: CLI) -> None:
     cli.created(SLEEP, "one")
     spec = cli.spec(SLEEP)
-    spec["linux"]["cgroupsPath"] = f"{cli.cgroup}/two"
+    spec["linux"]["cgroupsPath"] = cli.cgroup_of("two")
     cli.launch(cli.write(spec), "two", "run", "-d")
     assert cli.ok("list", "--quiet") == "one\ntwo\n"
     found = json.loads(cli.ok("list", "-f", "json"))
@@ -344,7 +344,7 @@ def test_a_spec_of_its_own_making_runs(cli: CLI) -> None:
     cli.ok("spec", "-b", bundle)
     spec = json.loads((bundle / "config.json").read_text())
     spec["process"]["args"] = ["sh", "-c", "hostname; grep -c . /proc/self/mountinfo"]
-    spec["linux"]["cgroupsPath"] = f"{cli.cgroup}/c"
+    spec["linux"]["cgroupsPath"] = cli.cgroup_of("c")
     (bundle / "config.json").write_text(json.dumps(spec))
     output = cli.ok("run", "-b", bundle, "c")
     assert output.splitlines()[0] == "runtimeshim"
@@ -355,7 +355,10 @@ def test_features_name_what_is_there() -> None:
     done = subprocess.run([RUNTIMESHIM, "features"], capture_output=True, text=True, check=True)
     features = json.loads(done.stdout)
     assert "CAP_SYS_ADMIN" in features["linux"]["capabilities"]
-    assert features["linux"]["cgroup"]["v1"] != features["linux"]["cgroup"]["v2"]
+    # What is implemented, whichever version this machine has, and whether or not under systemd.
+    assert features["linux"]["cgroup"] == {
+        "v1": True, "v2": True, "systemd": True, "systemdUser": False, "rdma": True,
+    }  # fmt: skip
     assert "rro" in features["mountOptions"]
 
 
@@ -374,12 +377,17 @@ def test_a_container_without_a_cgroup_path_has_its_own(cli: CLI) -> None:
         each for each in spec["linux"]["namespaces"] if each["type"] != "cgroup"
     ]
     name = f"crtest-{os.getpid()}"
-    assert f"/runtimeshim-{name}\n" in cli.ok("run", "-b", cli.write(spec), name)
-    assert harness.cgroup_dirs(f"/runtimeshim-{name}") == []
+    expected = f"/runtimeshim-{name}"
+    if harness.CGROUP_DRIVER == "systemd":
+        expected = f"/system.slice/runtimeshim-{name}.scope"
+    assert f":{expected}\n" in cli.ok("run", "-b", cli.write(spec), name)
+    assert harness.cgroup_dirs(expected) == []
 
 
 def test_with_systemd_cgroups_the_path_has_to_be_a_units(cli: CLI) -> None:
-    """What systemd makes of them: tests/vm/test_systemd_driver.py."""
-    done = cli("--systemd-cgroup", "run", "-b", cli.bundle(["true"]), "c")
+    """What systemd makes of them: these tests with CRISERVER_TEST_CGROUP_DRIVER=systemd."""
+    spec = cli.spec(["true"])
+    spec["linux"]["cgroupsPath"] = "/crtest"
+    done = cli("--systemd-cgroup", "run", "-b", cli.write(spec), "c")
     assert done.returncode == 1
     assert "slice:prefix:name" in done.stderr

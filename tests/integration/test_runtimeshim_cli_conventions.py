@@ -341,7 +341,7 @@ def test_a_cgroup_of_v1_takes_a_thread_that_joins_itself(cli: CLI) -> None:
     """All of its controllers: the container can be frozen, counted and limited as a whole."""
     cli.started(SLEEP)
     pid = cli.state()["pid"]
-    for directory in harness.cgroup_dirs(f"{cli.cgroup}/c"):
+    for directory in harness.cgroup_dirs(cli.cgroup_of("c")):
         assert (directory / "cgroup.procs").read_text().split() == [str(pid)]
 
 

@@ -166,13 +166,13 @@ def test_it_is_limited_with_the_container(cli: CLI) -> None:
     script = "while :; do sleep 1; done"
     command = cli.command("exec", "-d", "--pid-file", pid_file, "c", "sh", "-c", script)
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    for directory in harness.cgroup_dirs(f"{cli.cgroup}/c"):
+    for directory in harness.cgroup_dirs(cli.cgroup_of("c")):
         assert pid_file.read_text() in (directory / "cgroup.procs").read_text().split()
 
 
 def test_in_a_created_container_too(cli: CLI) -> None:
     spec = cli.spec(["sleep", "1000"])
-    spec["linux"]["cgroupsPath"] = f"{cli.cgroup}/second"
+    spec["linux"]["cgroupsPath"] = cli.cgroup_of("second")
     cli.launch(cli.write(spec, "second"), "second")
     assert cli.ok("exec", "second", "echo", "hello") == "hello\n"
     assert cli.state("second")["status"] == "created"

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from runtimeshim.linux import cgroups
 from tests.integration import harness
 from tests.integration.oci_cli import CLI, read_all, receive_fd, receiver
 
+IS_V1 = cgroups.manager().version == 1
 SLEEP = ["sleep", "1000"]
 # Puts a pipe, fd $1, at 3 and 4, then runs the rest: only 3 is asked for.
 WITH_FDS = 'fd=$1; shift; eval "exec 3>&$fd 4>&$fd"; exec "$@"'
@@ -113,12 +115,21 @@ def test_a_label_of_exec_that_the_kernel_lacks_is_an_error(cli: CLI, flag: str, 
 
 def test_a_cgroup_of_exec_is_of_version_2(cli: CLI) -> None:
     cli.started(SLEEP)
-    done = cli("exec", "--cgroup", "below", "c", "true")
+    below = ["exec", "--cgroup", "below", "c"]
+    if IS_V1:
+        done = cli(*below, "true")
+        assert done.returncode == 255
+        assert "--cgroup is not supported on cgroup v1" in done.stderr
+        return
+    done = cli(*below, "true")
     assert done.returncode == 255
-    assert "--cgroup is not supported on cgroup v1" in done.stderr
+    assert "/below/cgroup.procs" in done.stderr
+    (directory,) = harness.cgroup_dirs(cli.cgroup_of("c"))
+    (directory / "below").mkdir()
+    assert cli.ok(*below, "cat", "/proc/self/cgroup") == "0::/below\n"
 
 
-LIMITS = {
+LIMITS_V1 = {
     "--blkio-weight=123": ("blkio/blkio.bfq.weight", "blkio/blkio.weight", "123"),
     "--cpu-period=50000": ("cpu/cpu.cfs_period_us", "", "50000"),
     "--cpu-quota=25000": ("cpu/cpu.cfs_quota_us", "", "25000"),
@@ -129,15 +140,28 @@ LIMITS = {
     "--cpuset-cpus=1": ("cpuset/cpuset.cpus", "", "1"),
     "--cpuset-mems=0": ("cpuset/cpuset.mems", "", "0"),
 }
+LIMITS_V2 = {
+    "--blkio-weight=123": ("io.weight", "default 1142"),
+    "--cpu-period=50000": ("cpu.max", "25000 50000"),
+    "--cpu-quota=25000": ("cpu.max", "25000 50000"),
+    "--cpu-burst=5000": ("cpu.max.burst", "5000"),
+    "--cpu-share=512": ("cpu.weight", "59"),
+    "--memory-reservation=32m": ("memory.low", str(32 << 20)),
+    "--memory-swap=96m": ("memory.swap.max", str(32 << 20)),
+    "--cpuset-cpus=1": ("cpuset.cpus", "1"),
+    "--cpuset-mems=0": ("cpuset.mems", "0"),
+}
+LIMITS = LIMITS_V1 if IS_V1 else LIMITS_V2
 
 
 def limit(cli: CLI, *files: str) -> str:
     """Return what is in the first of these files of container "c" that there is."""
-    directories = {path.parts[4]: path for path in harness.cgroup_dirs(f"{cli.cgroup}/c")}
+    directories = harness.cgroup_dirs(cli.cgroup_of("c"))
+    of = {path.parts[4]: path for path in directories} if IS_V1 else {"": directories[0]}
     for file in filter(None, files):
-        controller, _, name = file.partition("/")
-        if (directories[controller] / name).exists():
-            return (directories[controller] / name).read_text().strip()
+        controller, _, name = file.rpartition("/")
+        if (of[controller] / name).exists():
+            return (of[controller] / name).read_text().strip()
     raise FileNotFoundError(files)
 
 
@@ -147,12 +171,13 @@ def test_every_limit_of_update_is_in_its_file(cli: CLI) -> None:
     seen = {flag: limit(cli, *files) for flag, (*files, _) in LIMITS.items()}
     assert seen == {flag: value for flag, (*_, value) in LIMITS.items()}
     cli.ok("update", "--cpu-idle=1", "c")
-    assert limit(cli, "cpu/cpu.idle") == "1"
+    assert limit(cli, "cpu/cpu.idle" if IS_V1 else "cpu.idle") == "1"
 
 
 def test_limits_of_kernel_memory_are_passed_over(cli: CLI) -> None:
     """As in runc: no kernel since 5.16 has them, and old callers still give them."""
     cli.started(SLEEP)
-    before = limit(cli, "memory/memory.limit_in_bytes")
+    file = "memory/memory.limit_in_bytes" if IS_V1 else "memory.max"
+    before = limit(cli, file)
     cli.ok("update", "--kernel-memory=1m", "--kernel-memory-tcp=1m", "c")
-    assert limit(cli, "memory/memory.limit_in_bytes") == before
+    assert limit(cli, file) == before

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from runtimeshim.linux.cgroups import units
 from tests.integration import bundles, harness
 from tests.integration.oci_cli import RUNTIMESHIM, read_all
 
@@ -29,7 +30,7 @@ class Podman:
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "oci"
-        self.parent = f"/crtest-podman-{os.getpid()}"
+        self.parent = harness.cgroup_parent(f"crtest-podman-{os.getpid()}")
         # Not by --runtime-flag: podman's own cleanup after a container's end forgets that.
         runtime = directory / "runtimeshim"
         runtime.write_text(f'#!/bin/sh\nexec {RUNTIMESHIM} --root {self.root} "$@"\n')
@@ -40,7 +41,7 @@ class Podman:
             f"--runroot={directory}/run",
             f"--tmpdir={directory}/tmp",
             "--storage-driver=vfs",
-            "--cgroup-manager=cgroupfs",
+            f"--cgroup-manager={harness.CGROUP_DRIVER}",
             "--events-backend=file",
             f"--runtime={runtime}",
         ]
@@ -88,7 +89,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     finally:
         podman.ok("rm", "--all", "--force", "--time=0")
         podman.ok("rmi", "--all", "--force")
-        harness.remove_cgroups(f"{podman.parent}/conmon")
+        if harness.CGROUP_DRIVER == "cgroupfs":
+            harness.remove_cgroups(f"{podman.parent}/conmon")
         harness.remove_cgroups(podman.parent)
         # Podman's own mount of its storage upon itself stays as long as the machine runs.
         subprocess.run(["umount", "--quiet", directory / "storage/vfs"], check=False)
@@ -185,6 +187,14 @@ def test_volumes_users_and_read_only_roots(podman: Podman, tmp_path: Path) -> No
         )
     )  # fmt: skip
     assert done.stdout == "of the host\n1000\nread-only\n"
+
+
+def test_the_cgroup_is_a_directory_or_a_scope_below_the_parent(podman: Podman) -> None:
+    identity = podman.ok(*podman.run("-d", "--name=c", IMAGE, "sleep", "1000")).strip()
+    pid = podman.inspect("c")["State"]["Pid"]
+    name = f"libpod-{identity}" + (".scope" if harness.CGROUP_DRIVER == "systemd" else "")
+    expected = f":{units.directory(podman.parent)}/{name}\n"
+    assert expected in Path(f"/proc/{pid}/cgroup").read_text()
 
 
 def test_the_hosts_network(podman: Podman) -> None:

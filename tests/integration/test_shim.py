@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -363,14 +364,31 @@ def children(pid: int) -> set[str]:
 
 
 def init_standing_by(pid: int) -> int | None:
-    """The process below the spawner that is in a PID namespace of its own; without a container."""
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        if os.readlink(f"/proc/{child}/ns/pid") != os.readlink("/proc/self/ns/pid"):
-            return int(child)
-        found = init_standing_by(int(child))
-        if found is not None:
-            return found
+    """The process below the spawner that is in a PID namespace of its own; without a container.
+
+    None too where one of those on the way to it ends meanwhile.
+    """
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if os.readlink(f"/proc/{child}/ns/pid") != os.readlink("/proc/self/ns/pid"):
+                return int(child)
+            found = init_standing_by(int(child))
+            if found is not None:
+                return found
     return None
+
+
+async def an_init_stands_by(rt: harness.Runtime) -> int:
+    """Wait for it; returns its pid."""
+    found: list[int] = []
+
+    def look() -> bool:
+        pid = init_standing_by(rt.spawner.pid)
+        found.extend([] if pid is None else [pid])
+        return bool(found)
+
+    await harness.until(look)
+    return found[0]
 
 
 async def test_an_init_stands_by_and_one_that_was_killed_is_made_up_for(
@@ -378,14 +396,11 @@ async def test_an_init_stands_by_and_one_that_was_killed_is_made_up_for(
 ) -> None:
     shim = await rt.start(rt.spec(["true"], "first"), "first")
     await shim.wait()
-    await harness.until(lambda: init_standing_by(rt.spawner.pid) is not None)
-    first = init_standing_by(rt.spawner.pid)
+    first = await an_init_stands_by(rt)
     shim = await rt.start(rt.spec(["true"], "second"), "second")
     assert shim.pid == first
     await shim.wait()
-    await harness.until(lambda: init_standing_by(rt.spawner.pid) is not None)
-    second = init_standing_by(rt.spawner.pid)
-    assert second is not None
+    second = await an_init_stands_by(rt)
     pidfd = os.pidfd_open(second)
     os.kill(second, signal.SIGKILL)
     await asyncio.to_thread(select.select, [pidfd], [], [])  # it may still be told something

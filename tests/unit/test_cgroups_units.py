@@ -49,6 +49,7 @@ def test_limits_as_properties() -> None:
         "memory": {"limit": 100, "swap": 150, "reservation": 50},
         "cpu": {"shares": 1024, "quota": 25000, "period": 50000, "cpus": "0-1,9", "mems": "0"},
         "pids": {"limit": 0},
+        "blockIO": {"weight": 1000},
         "unified": {"memory.high": "max", "memory.oom.group": "1"},
     }
     found = {
@@ -66,6 +67,7 @@ def test_limits_as_properties() -> None:
         "AllowedCPUs": ("ay", b"\x03\x02"),
         "AllowedMemoryNodes": ("ay", b"\x01"),
         "TasksMax": ("t", 1),
+        "IOWeight": ("t", 10000),
     }
 
 

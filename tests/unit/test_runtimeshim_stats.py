@@ -91,3 +91,11 @@ def test_cgroup_v2(tmp_path: Path) -> None:
     ]
     assert [each["value"] for each in found["blkio"]["ioServicedRecursive"]] == [1, 2]
     assert found["hugetlb"] == {}
+
+
+def test_a_cgroup_that_went_with_its_container_has_used_nothing(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpu io memory hugetlb pids")
+    found = stats.read(cgroups.manager(str(tmp_path)), "/a.slice/c.scope")
+    assert found["hugetlb"] == {}
+    assert found["memory"] == {"cache": 0, "raw": {}}
+    assert found["pids"] == {}

@@ -6,6 +6,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest_asyncio
 
 from runtimeshim.linux import cgroups, systemd
 from runtimeshim.linux.cgroups import units
-from runtimeshim.linux.dbus import Variant
+from runtimeshim.linux.dbus import DBusError, Variant
 from tests.integration import harness
 
 
@@ -62,6 +63,7 @@ LIMITS = {
     "memory": {"limit": 64 << 20, "swap": 96 << 20, "reservation": 32 << 20},
     "cpu": {"shares": 512, "quota": 50000, "period": 100000, "cpus": "1", "mems": "0"},
     "pids": {"limit": 55},
+    "blockIO": {"weight": 123},
     "hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}],
 }
 FILES = {
@@ -73,6 +75,7 @@ FILES = {
     "cpuset.cpus": "1",
     "cpuset.mems": "0",
     "pids.max": "55",
+    "io.weight": "default 1142",
     "hugetlb.2MB.max": str(4 << 20),
 }
 
@@ -94,6 +97,20 @@ async def test_a_container_is_a_scope_with_its_limits_that_a_reload_leaves(
     # Another unit's property makes systemd write the whole tree again.
     systemd.change(pod, [("MemoryMax", Variant("t", 1 << 30))])
     assert {file: kernel(path, file) for file in FILES} == FILES
+
+
+def test_a_unit_that_is_there_is_told_as_such(pod: str) -> None:
+    systemd.start(pod, [])
+    with pytest.raises(DBusError) as caught:
+        systemd.start(pod, [])
+    assert caught.value.name == systemd.UNIT_EXISTS
+
+
+def test_containers_that_begin_at_once_share_a_slice(pod: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = [pool.submit(cgroups.manager().create, f"{pod}:crtest:{n}") for n in range(24)]
+    assert [each.exception() for each in made] == [None] * len(made)
+    assert Path(f"/sys/fs/cgroup{units.directory(pod)}").is_dir()
 
 
 async def test_a_scopes_end_leaves_no_unit(rt: harness.Runtime, pod: str) -> None:

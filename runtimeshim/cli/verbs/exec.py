@@ -10,6 +10,7 @@ from runtimeshim.cli.command import Context
 from runtimeshim.cli.options import Flag, Options, UsageError
 from runtimeshim.cli.undo import Undo
 from runtimeshim.linux import cgroups, syscalls
+from runtimeshim.linux.cgroups import units
 from runtimeshim.oci import exec as oci_exec
 from runtimeshim.oci import state
 from runtimeshim.oci.state import ContainerError
@@ -92,12 +93,17 @@ def _target(
         pid=record.pid,
         pidfd=pidfd,
         manager=manager,
-        cgroup_path=f"{record.cgroup_path}/{below}" if below else record.cgroup_path,
+        cgroup_path=_below(record.cgroup_path, below),
         seccomp_cache=directory.seccomp_cache,
         linux=spec.get("linux") or {},
         state=state.describe(record, now),
     )
     return target, spec
+
+
+def _below(path: str, name: str) -> str:
+    """Return a cgroup below a container's, of which nobody but the container knows as a unit."""
+    return f"{units.directory(path)}/{name}" if name else path
 
 
 def process_object(options: Options, own: Mapping[str, Any], command: list[str]) -> dict[str, Any]:

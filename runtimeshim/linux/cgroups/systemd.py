@@ -173,12 +173,13 @@ class UnitManager(CgroupManager):
             return
         outer = units.ancestry(name)[-2:-1]
         wants: list[Property] = [("Wants", Variant("as", outer))] if outer else []
-        try:
-            with _explained(f"start {name}"):
+        with _explained(f"start {name}"):
+            try:
                 systemd.start(name, [_described(name), *_ACCOUNTED, *wants])
-        except CgroupError:
-            if not self._exists(units.Unit(name)):  # else another was faster
-                raise
+            except DBusError as err:
+                if err.name != systemd.UNIT_EXISTS:
+                    raise
+                systemd.await_started(name)  # another was faster, and may not be done
         self._plain.create(units.Unit(name).path())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 
-from runtimeshim.linux.cgroups import v2_limits
+from runtimeshim.linux.cgroups import devices_io, v2_limits
 from runtimeshim.linux.cgroups.files import CgroupError
 from runtimeshim.linux.cgroups.resources import integer, positive, section, text
 from runtimeshim.linux.dbus import Variant
@@ -42,7 +42,7 @@ def properties(resources: Section) -> list[Property]:
     daemon-reload, or when it changes something else of the unit.
     """
     found: dict[str, Variant] = {}
-    for add in (_memory, _cpu, _cpuset, _pids, _unified):
+    for add in (_memory, _cpu, _cpuset, _pids, _block_io, _unified):
         add(found, resources)
     return list(found.items())
 
@@ -113,6 +113,13 @@ def _pids(found: Found, resources: Section) -> None:
     limit = integer(section(resources, "pids"), "limit")
     if limit is not None:
         found["TasksMax"] = _number(max(limit, 1) if limit >= 0 else limit)
+
+
+def _block_io(found: Found, resources: Section) -> None:
+    """Of block I/O systemd writes again the weight alone: throttles of devices it leaves."""
+    value = positive(section(resources, "blockIO"), "weight")
+    if value is not None:
+        found["IOWeight"] = Variant("t", devices_io.weight(value))
 
 
 def _unified(found: Found, resources: Section) -> None:
