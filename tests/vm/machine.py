@@ -62,6 +62,12 @@ class Limits(NamedTuple):
     grace: float  # for what is done after a job that was given up for lack of time
 
 
+def check_host() -> None:
+    """Exit with a message on a machine that has no room for the VM."""
+    host.check_memory(MEMORY + EMULATOR_MEMORY)
+    host.check_disk(DIRECTORY, WORK_SIZE, "make room")
+
+
 def test(
     image: Image,
     arguments: Sequence[str],
@@ -166,8 +172,6 @@ def _drive(name: str, path: Path, option: str) -> list[str]:
 @contextlib.contextmanager
 def _disks(job: Mapping[str, str], programs: Sequence[Path]) -> Iterator[Disks]:
     """Write the project with its job to a disk that is a tar, and make an empty one for results."""
-    host.check_memory(MEMORY + EMULATOR_MEMORY)
-    host.check_disk(DIRECTORY, WORK_SIZE, "make room")
     with tempfile.TemporaryDirectory(prefix="criserver-vm-", dir=DIRECTORY) as name:
         directory = Path(name)
         os.environ["TMPDIR"] = name  # where qemu keeps what the VM writes to its root
