@@ -13,9 +13,9 @@ import termios
 import time
 from collections.abc import Iterator, Sequence
 
-from tests.integration.daemon import PROGRAM, Daemon
+from tests.integration.daemon import PATIENCE, PROGRAM, Daemon
 
-SECONDS = 60.0  # for anything here; only a failure takes that long
+SECONDS = 60.0 * PATIENCE  # for anything here; only a failure takes that long
 
 
 class Cli:

@@ -7,8 +7,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from tests.integration import images
+from tests.integration.daemon import PATIENCE
 
-SECONDS = 60.0  # only a failure holds a blob that long
+SECONDS = 60.0 * PATIENCE  # only a failure holds a blob that long
 
 
 class HeldRegistry:

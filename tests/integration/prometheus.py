@@ -12,10 +12,12 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.integration.daemon import PATIENCE
+
 PROGRAM = "prometheus"
 LISTENING = re.compile(rb'msg="Listening on" address=(127\.0\.0\.1:\d+)')
-START_SECONDS = 30.0
-STOP_SECONDS = 20.0
+START_SECONDS = 30.0 * PATIENCE
+STOP_SECONDS = 20.0 * PATIENCE
 
 
 class Prometheus:

@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.integration.daemon import PATIENCE
+
 PROGRAM = "docker-registry"
 LISTENING = re.compile(rb'msg="listening on (127\.0\.0\.1:\d+)')
-START_SECONDS = 30.0
-STOP_SECONDS = 10.0
+START_SECONDS = 30.0 * PATIENCE
+STOP_SECONDS = 10.0 * PATIENCE
 
 
 class Registry:

@@ -19,8 +19,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from criserver.streaming.spdy_headers import DICTIONARY
+from tests.integration.daemon import PATIENCE
 
-SECONDS = 60.0
+SECONDS = 60.0 * PATIENCE
 PIECE = 32 * 1024  # what client-go copies at a time
 
 V4 = "v4.channel.k8s.io"

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from api.cri import api_pb2 as cri
-from tests.integration.daemon import RPC_SECONDS, Daemon
+from tests.integration.daemon import PATIENCE, RPC_SECONDS, Daemon
 
-SECONDS = 60
+SECONDS = 60 * PATIENCE
 
 
 def serve(daemon: Daemon, *flags: str) -> subprocess.CompletedProcess[str]:
