@@ -32,9 +32,9 @@ from tests.integration.daemon import PATIENCE, wait_for
 
 NODE = "node"
 START_SECONDS = 60.0
-STOP_SECONDS = 30.0
+STOP_SECONDS = 30.0 * PATIENCE
 POD_SECONDS = 90.0  # from a changed file to the pod's new state
-API_SECONDS = 60.0
+API_SECONDS = 60.0 * PATIENCE
 # What the kubelet sets on every start, as `sysctl` names it (kubelet: setupKernelTunables).
 SYSCTLS = (
     "vm/overcommit_memory",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from tests.vm import image, machine
+from tests.vm import ci, host, image, machine
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMITS = machine.Limits(boot=300.0, job=60.0, grace=180.0)
+ABOUT_EIGHT_MINUTES = 8.5 * 60
 
 
 @pytest.fixture
@@ -70,22 +75,58 @@ def test_a_vm_that_reports_nothing_has_failed(
         ("", 10, ""),
         ("", 301, "not come to its job"),
         ("x\nKernel panic - not syncing\n", 10, "panicked"),
+        (f"{machine.JOB_BEGINS}\n[  9.1] I/O error, dev vda, sector 2\n", 10, "full?"),
         (machine.JOB_BEGINS, 301, ""),
-        (machine.JOB_BEGINS, 600, "was ended"),
+        (machine.JOB_BEGINS, 541, "was ended"),
     ],
 )
 def test_a_vm_that_will_not_report_is_not_waited_for(
     said: str, elapsed: float, problem: str
 ) -> None:
-    found = machine._problem(said, elapsed, seconds=60)
+    found = machine._problem(said, elapsed, LIMITS)
     assert problem in found and bool(problem) == bool(found)
 
 
-def test_a_program_that_cannot_be_qemu_is_said(
-    disks: machine.Disks, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [(["false"], "exit code 1"), (["sh", "-c", "kill -9 $$"], "memory runs out")],
+)
+def test_an_emulator_that_fails_is_said(
+    disks: machine.Disks, command: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    machine._run(["false"], disks.console.with_name("none"), 60)
-    assert "exit code 1" in capsys.readouterr().err
+    machine._run(command, disks.console.with_name("none"), LIMITS)
+    assert said in capsys.readouterr().err
+
+
+def test_a_machine_without_the_memory_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "MEMINFO", tmp_path / "meminfo")
+    host.MEMINFO.write_text("MemTotal: 4194304 kB\nMemAvailable:    1048576 kB\n")
+    host.check_memory(1 << 30)
+    with pytest.raises(SystemExit, match=r"needs 2048 MiB of memory, and .* says that 1024 MiB"):
+        host.check_memory(2 << 30)
+
+
+def test_a_machine_without_the_disk_space_is_told(tmp_path: Path) -> None:
+    host.check_disk(tmp_path, 1, "make room")
+    with pytest.raises(SystemExit, match=f"needed below {tmp_path}, .* are free: make room"):
+        host.check_disk(tmp_path, 1 << 60, "make room")
+
+
+def test_a_machine_of_another_architecture_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    host.check_architecture()
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(SystemExit, match="this is riscv64"):
+        host.check_architecture()
+
+
+def test_what_ci_runs_is_there_and_bounded() -> None:
+    for test in ci.TESTS:
+        path, _, function = test.partition("::")
+        assert f"def {function}" in (ROOT / path).read_text()
+    assert sum(ci.LIMITS) <= ABOUT_EIGHT_MINUTES
 
 
 @pytest.mark.parametrize("code", [0, 1])

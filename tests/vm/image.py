@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.vm import host
+
 ROOT = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).parent / "guest"
 CACHE = Path("/var/cache/criserver-vm")
@@ -45,6 +47,7 @@ MASKED_UNITS = (
 INITRAMFS_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 
 DISK_SIZE = "8G"  # sparse
+BUILD_SIZE = 4 << 30  # bytes; the root is there twice at the end
 KEPT_SECONDS = 14 * 24 * 3600  # an image of another KEY goes when it was not used for so long
 
 
@@ -58,13 +61,15 @@ class Image(NamedTuple):
 
 def provide(cache: Path) -> Image:
     """Return the image for this checkout; build it first where there is none."""
+    host.check_architecture()
     directory = cache / key()
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "lock"):
-        _install_missing()
+        _run(str(ROOT / "hack/install-packages"), *HOST_PACKAGES)
         if not directory.exists():
             for broken in cache.glob("building-*"):
                 _remove(broken)
+            host.check_disk(cache, BUILD_SIZE, "make room, or name another directory by --cache")
             with tempfile.TemporaryDirectory(prefix="building-", dir=cache) as building:
                 _build(Path(building))
             _remove_unused(cache)
@@ -107,16 +112,6 @@ def _requirements() -> list[str]:
 
 def _description() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-
-def _install_missing() -> None:
-    missing = [name for name in HOST_PACKAGES if not Path(f"/usr/share/doc/{name}").exists()]
-    if missing:
-        _say("installing " + " ".join(missing))
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        install = ["apt-get", "install", "--quiet", "--yes", "--no-install-recommends", *missing]
-        for command in (["apt-get", "update", "--quiet"], install):
-            subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
 
 
 def _build(work: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -15,18 +16,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.vm import host
 from tests.vm.image import ROOT, Image
 
 CPUS = 2
-MEMORY = "2G"
+MEMORY = 2 << 30  # bytes
+EMULATOR_MEMORY = 256 << 20  # bytes that qemu takes itself, most of them for translated code
 RESULTS_SIZE = 64 << 20  # bytes, sparse: journal and what the tests leave for the host
+WORK_SIZE = 1 << 30  # bytes in DIRECTORY, for the checkout and for what the VM writes to its root
+DIRECTORY = Path("/var/tmp")
 
-# For booting: 12 s on an idle machine, and some minutes on one with ten times the work it can do.
-BOOT_SECONDS = 300.0
-# For what is done after a job that was given up for lack of time.
-GRACE_SECONDS = 180.0
-# What the console says, by the guest's job and by the kernel (kernel/panic.c).
-JOB_BEGINS, PANIC = "vm: the job begins", "Kernel panic"
+# What the console says, by the guest's job and by the kernel (kernel/panic.c, block/blk-core.c).
+JOB_BEGINS, PANIC, WRITE_ERROR = "vm: the job begins", "Kernel panic", "I/O error, dev vda"
 # The exit code when the VM did not report one of its own, as `timeout` and docker have it.
 NO_RESULT = 125
 CONSOLE_LINES = 40
@@ -53,13 +54,27 @@ class Options(NamedTuple):
     lsm: str  # the kernel's one security module of those that exclude each other
 
 
+class Limits(NamedTuple):
+    """For how long a VM is waited for, in seconds."""
+
+    boot: float  # until its job begins
+    job: float  # then pytest is interrupted
+    grace: float  # for what is done after a job that was given up for lack of time
+
+
+def check_host() -> None:
+    """Exit with a message on a machine that has no room for the VM."""
+    host.check_memory(MEMORY + EMULATOR_MEMORY)
+    host.check_disk(DIRECTORY, WORK_SIZE, "make room")
+
+
 def test(
     image: Image,
     arguments: Sequence[str],
     options: Options,
     programs: Sequence[Path] = (),
     *,
-    minutes: float,
+    limits: Limits,
     results: Path | None,
 ) -> int:
     """Run pytest with `arguments` in a fresh VM; its output goes to stdout. Returns its exit code.
@@ -67,19 +82,19 @@ def test(
     `programs` are files of this machine that are in its PATH there.
     `results` is a directory for what the VM leaves: console, journal, and what tests put there.
     """
-    job = _job(arguments, options.accelerator, seconds=int(minutes * 60))
+    job = _job(arguments, options.accelerator, seconds=int(limits.job))
     with _disks(job, programs) as disks:
-        _run(_qemu(image, disks, options, "test"), disks.console, minutes * 60)
+        _run(_qemu(image, disks, options, "test"), disks.console, limits)
         return _collect(disks, results)
 
 
-def _run(command: Sequence[str], console: Path, seconds: float) -> None:
+def _run(command: Sequence[str], console: Path, limits: Limits) -> None:
     """Run a VM to its end, or to the moment when it is clear that nothing will come of it."""
     began = time.monotonic()
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as qemu:
         try:
             while qemu.poll() is None:
-                problem = _problem(_text(console), time.monotonic() - began, seconds)
+                problem = _problem(_text(console), time.monotonic() - began, limits)
                 if problem:
                     _say(problem)
                     return
@@ -87,18 +102,22 @@ def _run(command: Sequence[str], console: Path, seconds: float) -> None:
                     qemu.wait(timeout=1.0)
         finally:
             qemu.kill()
-    if qemu.returncode != 0:
+    if qemu.returncode == -signal.SIGKILL:
+        _say("qemu was killed, as the kernel does when memory runs out: see dmesg")
+    elif qemu.returncode != 0:
         _say(f"qemu failed with exit code {qemu.returncode}")
 
 
-def _problem(console: str, elapsed: float, seconds: float) -> str:
+def _problem(console: str, elapsed: float, limits: Limits) -> str:
     """Say why a VM need not be waited for any longer, "" if it is to be."""
     if PANIC in console:
         return "the kernel of the VM has panicked"
-    if JOB_BEGINS not in console and elapsed > BOOT_SECONDS:
-        return f"the VM has not come to its job within {BOOT_SECONDS:.0f} s"
-    if elapsed > BOOT_SECONDS + seconds + GRACE_SECONDS:
-        return f"the VM was ended: its job was to take {seconds / 60:.0f} minutes"
+    if WRITE_ERROR in console:
+        return f"the VM cannot write to its disk: is {DIRECTORY} full?"
+    if JOB_BEGINS not in console and elapsed > limits.boot:
+        return f"the VM has not come to its job within {limits.boot:.0f} s"
+    if elapsed > sum(limits):
+        return f"the VM was ended: its job was to take {limits.job / 60:.0f} minutes"
     return ""
 
 
@@ -130,14 +149,14 @@ def _qemu(image: Image, disks: Disks, options: Options, job: str) -> list[str]:
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
         "-accel", options.accelerator,
         # la57: five levels of page tables cost an emulator a fifth more to walk
-        "-cpu", "max,la57=off", "-smp", str(CPUS), "-m", MEMORY,
+        "-cpu", "max,la57=off", "-smp", str(CPUS), "-m", f"{MEMORY >> 20}M",
         "-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", append,
         "-chardev", f"file,id=console,path={disks.console}",
         "-chardev", "stdio,id=job,signal=off",
         "-serial", "chardev:console", "-serial", "chardev:job",
         "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
     ]  # fmt: skip
-    command += _drive("root", image.disk, "snapshot=on")
+    command += _drive("root", image.disk, "snapshot=on,werror=report")
     command += _drive("project", disks.project, "readonly=on")
     command += _drive("results", disks.results, "cache=unsafe")
     return command
@@ -153,7 +172,7 @@ def _drive(name: str, path: Path, option: str) -> list[str]:
 @contextlib.contextmanager
 def _disks(job: Mapping[str, str], programs: Sequence[Path]) -> Iterator[Disks]:
     """Write the project with its job to a disk that is a tar, and make an empty one for results."""
-    with tempfile.TemporaryDirectory(prefix="criserver-vm-", dir="/var/tmp") as name:
+    with tempfile.TemporaryDirectory(prefix="criserver-vm-", dir=DIRECTORY) as name:
         directory = Path(name)
         os.environ["TMPDIR"] = name  # where qemu keeps what the VM writes to its root
         disks = Disks(directory / "project", directory / "results", directory / "console")
