@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from runtimeshim import exit_record, wire
 from runtimeshim.exit_record import ExitRecord
-from runtimeshim.linux import syscalls
+from runtimeshim.linux import process_exits, syscalls
 from runtimeshim.oci.errors import StageError
 from runtimeshim.shim import keeper
 from runtimeshim.shim.execs import Execs
@@ -80,6 +80,7 @@ class Supervisor:
         self._starting: tuple[socket.socket, int] | None = None
         self._running = running
         self._adopted = rests is not None
+        self._exits = watch_exits(task.pid) if self._adopted else None
         self._over = False
         self._oom_kills = 0
         self._oom_until = 0.0  # until when a kill may follow its notification
@@ -333,18 +334,23 @@ class Supervisor:
             self._on_exit(ended)
 
     def _on_pidfd(self) -> None:
-        """Learn how an adopted init ended: from the spawner that reaped it, or from the kernel."""
+        """Learn how an adopted init ended: from the spawner that reaped it, or from the kernel.
+
+        The kernel tells who has a pidfd since Linux 6.15, and listeners before.
+        """
         self._poller.unregister(self._task.pidfd)
         deadline = time.monotonic() + REAP_SECONDS
         while time.monotonic() < deadline:
             status = self._keeper.exit_status
             if status is None:
                 status = keeper.exit_status(self._task.pidfd)
+            if status is None and self._exits is not None:
+                status = self._exits.status()
             if status is not None:
                 self._on_exit(status)
                 return
             self._poller.turn(REAP_INTERVAL_SECONDS)
-        # Reaped by a stranger, on a kernel that does not tell: the daemon reports it as lost.
+        # Reaped by a stranger, where the kernel does not tell: the daemon reports it as lost.
         self._keeper.release()
         self._stdio.finish(0)
         self._over = True
@@ -420,6 +426,14 @@ class Supervisor:
 def _unknown(_: socket.socket, message: wire.Message, __: list[int]) -> Answer:
     """Answer a daemon of a newer build, which says what that means (runtimeshim.wire)."""
     return {"error": f"unknown operation {message['op']!r}", "kind": "unknown"}
+
+
+def watch_exits(pid: int) -> process_exits.ExitWatch | None:
+    """Listen for the exit of an init that is not our child; None where nobody tells of exits."""
+    try:
+        return process_exits.ExitWatch(pid)
+    except OSError:  # a kernel without connector, or a network namespace of the node's own
+        return None
 
 
 def exit_code(status: int) -> int:

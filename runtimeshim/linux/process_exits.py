@@ -1,0 +1,87 @@
+"""How a process that is nobody's child here ends: the kernel's process event connector.
+
+Linux tells its listeners of each exit, with the wait status (linux/cn_proc.h, linux/connector.h). A
+filter of the socket keeps all but one process's from us. Only in the machine's own PID and network
+namespaces: elsewhere, as in a node that is a container, nothing is ever heard.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+
+NETLINK_CONNECTOR = 11
+CN_IDX_PROC = CN_VAL_PROC = 1
+PROC_CN_MCAST_LISTEN = 1
+PROC_EVENT_EXIT = 0x80000000
+
+# What a message begins with: struct nlmsghdr and struct cn_msg; then comes struct proc_event.
+_HEADERS = struct.Struct("=IHHII IIIIHH")
+_NLMSG_DONE = 3
+_OPERATION = struct.Struct("=I")
+# Where the fields of an exit are: what, process_tgid and exit_code.
+_WHAT, _TGID, _CODE = (_HEADERS.size + offset for offset in (0, 20, 24))
+
+# linux/filter.h: load a word, jump if equal, return.
+_LOAD, _JUMP, _RETURN = 0x20, 0x15, 0x06
+_ALL, _NOTHING = 0xFFFFFFFF, 0
+_SO_ATTACH_FILTER = 26
+
+_MAX_EVENT = 4096
+
+
+class ExitWatch:
+    """Listens for the exits of a process's threads. Raises OSError where the kernel has none."""
+
+    def __init__(self, pid: int) -> None:
+        """`pid` is the process's as the machine's own PID namespace has it."""
+        flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, flags, NETLINK_CONNECTOR)
+        try:
+            _filter(self._socket, pid)
+            self._socket.bind((0, CN_IDX_PROC))
+            self._socket.send(_listen())
+        except OSError:
+            self._socket.close()
+            raise
+        self._status: int | None = None
+
+    def status(self) -> int | None:
+        """Return the wait status, once the process is over; None if it was not told.
+
+        Of several threads the last one's exit has that of the process.
+        """
+        while True:
+            try:
+                event = self._socket.recv(_MAX_EVENT)
+            except BlockingIOError:
+                return self._status
+            (self._status,) = struct.unpack_from("=i", event, _CODE)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()
+
+
+def _filter(sock: socket.socket, pid: int) -> None:
+    """Have the kernel queue nothing but the exits of this process (man 7 socket)."""
+    program = (
+        (_LOAD, 0, 0, _WHAT),
+        (_JUMP, 0, 3, socket.htonl(PROC_EVENT_EXIT)),  # what is loaded is big-endian
+        (_LOAD, 0, 0, _TGID),
+        (_JUMP, 0, 1, socket.htonl(pid)),
+        (_RETURN, 0, 0, _ALL),
+        (_RETURN, 0, 0, _NOTHING),
+    )
+    code = array.array("B", b"".join(struct.pack("=HBBI", *step) for step in program))
+    address, _ = code.buffer_info()
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), address))
+
+
+def _listen() -> bytes:
+    size = _HEADERS.size + _OPERATION.size
+    netlink = (size, _NLMSG_DONE, 0, 0, os.getpid())
+    connector = (CN_IDX_PROC, CN_VAL_PROC, 0, 0, _OPERATION.size, 0)
+    return _HEADERS.pack(*netlink, *connector) + _OPERATION.pack(PROC_CN_MCAST_LISTEN)
