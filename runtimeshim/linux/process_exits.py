@@ -8,6 +8,7 @@ namespaces: elsewhere, as in a node that is a container, nothing is ever heard.
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 import struct
@@ -29,18 +30,25 @@ _LOAD, _JUMP, _RETURN = 0x20, 0x15, 0x06
 _ALL, _NOTHING = 0xFFFFFFFF, 0
 _SO_ATTACH_FILTER = 26
 
+# Bytes of events that wait to be read: some thousand threads may end at once.
+_BUFFER = 4 << 20
+_SO_RCVBUFFORCE = 33
 _MAX_EVENT = 4096
 
 
 class ExitWatch:
-    """Listens for the exits of a process's threads. Raises OSError where the kernel has none."""
+    """Listens for the exits of a process's threads, which are to be read as they come."""
 
     def __init__(self, pid: int) -> None:
-        """`pid` is the process's as the machine's own PID namespace has it."""
+        """`pid` is the process's as the machine's own PID namespace has it.
+
+        Raises OSError where the kernel has no connector.
+        """
         flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._socket = socket.socket(socket.AF_NETLINK, flags, NETLINK_CONNECTOR)
         try:
             _filter(self._socket, pid)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
             self._socket.bind((0, CN_IDX_PROC))
             self._socket.send(_listen())
         except OSError:
@@ -48,17 +56,29 @@ class ExitWatch:
             raise
         self._status: int | None = None
 
-    def status(self) -> int | None:
-        """Return the wait status, once the process is over; None if it was not told.
+    def fileno(self) -> int:
+        """Return the fd that is readable when a thread has ended."""
+        return self._socket.fileno()
 
-        Of several threads the last one's exit has that of the process.
+    def status(self) -> int | None:
+        """Return the wait status, once the process is over; None if it was not told, or got lost.
+
+        Of several threads the last one's exit has that of the process. Raises OSError.
         """
+        complete = True
         while True:
             try:
                 event = self._socket.recv(_MAX_EVENT)
             except BlockingIOError:
                 return self._status
-            (self._status,) = struct.unpack_from("=i", event, _CODE)
+            except OSError as err:
+                if err.errno != errno.ENOBUFS:
+                    raise
+                complete = False  # events came faster than they were read: the last are not there
+                self._status = None
+                continue
+            if complete:
+                (self._status,) = struct.unpack_from("=i", event, _CODE)
 
     def close(self) -> None:
         """Stop listening."""

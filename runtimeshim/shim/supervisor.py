@@ -80,7 +80,7 @@ class Supervisor:
         self._starting: tuple[socket.socket, int] | None = None
         self._running = running
         self._adopted = rests is not None
-        self._exits = watch_exits(task.pid) if self._adopted else None
+        self._exits = watch_exits(task) if self._adopted else None
         self._over = False
         self._oom_kills = 0
         self._oom_until = 0.0  # until when a kill may follow its notification
@@ -108,6 +108,8 @@ class Supervisor:
             self._add_client(first)
         if self._adopted:
             self._poller.register(self._task.pidfd, READ, lambda _: self._on_pidfd())
+        if self._exits is not None:
+            self._poller.register(self._exits.fileno(), READ, lambda _: self._read_exits())
         if self._oom is not None:
             events = READ if self._oom.eventfd else PRIORITY | EDGE
             self._poller.register(self._oom.fd, events, lambda _: self._on_oom())
@@ -355,6 +357,11 @@ class Supervisor:
         self._stdio.finish(0)
         self._over = True
 
+    def _read_exits(self) -> None:
+        """Make room for what is told next; a status that is none before the end may be one then."""
+        assert self._exits is not None
+        self._exits.status()
+
     def _on_oom(self) -> None:
         """Tell the daemons if it was the OOM killer: the end of the cgroup notifies too."""
         assert self._oom is not None
@@ -428,11 +435,13 @@ def _unknown(_: socket.socket, message: wire.Message, __: list[int]) -> Answer:
     return {"error": f"unknown operation {message['op']!r}", "kind": "unknown"}
 
 
-def watch_exits(pid: int) -> process_exits.ExitWatch | None:
+def watch_exits(task: Task) -> process_exits.ExitWatch | None:
     """Listen for the exit of an init that is not our child; None where nobody tells of exits."""
     try:
-        return process_exits.ExitWatch(pid)
-    except OSError:  # a kernel without connector, or a network namespace of the node's own
+        return process_exits.ExitWatch(task.pid)
+    except OSError as err:  # a kernel without connector, or a network namespace of the node's own
+        lost = "its exit code is lost if the spawner is killed as well, before Linux 6.15"
+        os.write(2, f"{task.bundle}: {lost}: {err}\n".encode())  # RUN/spawner.log
         return None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from runtimeshim.linux.process_exits import ExitWatch
+from tests.integration.daemon import PATIENCE
 
 # Prints its pid, reads a number, and exits with it. The main thread of the other one has ended.
 SHELL = "echo $$; read code; exit $code"
@@ -20,6 +21,17 @@ THREADS = (
     "print(os.getpid(), flush=True)\n"
     "exit_thread = 60 if os.uname().machine == 'x86_64' else 93\n"
     "ctypes.CDLL(None).syscall(exit_thread, 0)\n"
+)
+# More threads than the kernel keeps exits of, before the process's own; it reads a number first.
+CHURN = (
+    "import os, sys, threading\n"
+    "print(os.getpid(), flush=True)\n"
+    "code = int(sys.stdin.readline())\n"
+    "for _ in range(20000):\n"
+    "    thread = threading.Thread(target=int)\n"
+    "    thread.start()\n"
+    "    thread.join()\n"
+    "os._exit(code)\n"
 )
 
 
@@ -39,12 +51,18 @@ class Stranger:
         self._pidfd = os.pidfd_open(self.pid)
 
     def exit(self, code: int) -> None:
-        self._stdin.write(f"{code}\n".encode())
-        self._stdin.flush()
+        self.tell(code)
         self.await_end()
 
+    def tell(self, code: int) -> None:
+        self._stdin.write(f"{code}\n".encode())
+        self._stdin.flush()
+
     def await_end(self) -> None:
-        assert select.select([self._pidfd], [], [], 20.0)[0]
+        assert self.has_ended(20.0 * PATIENCE)
+
+    def has_ended(self, seconds: float) -> bool:
+        return bool(select.select([self._pidfd], [], [], seconds)[0])
 
     def close(self) -> None:
         os.close(self._pidfd)
@@ -83,3 +101,29 @@ def test_a_signal_is_told(stranger: Stranger, watch: ExitWatch) -> None:
     status = watch.status()
     assert status is not None
     assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+@pytest.fixture
+def churn() -> Iterator[Stranger]:
+    made = Stranger("python3", "-c", CHURN)
+    yield made
+    made.close()
+
+
+def test_more_threads_than_are_remembered_hide_no_exit_from_a_reader(churn: Stranger) -> None:
+    watch = ExitWatch(churn.pid)
+    churn.tell(7)
+    while not churn.has_ended(0.0):
+        select.select([watch], [], [], 1.0)
+        watch.status()
+    status = watch.status()
+    assert status is not None
+    assert os.waitstatus_to_exitcode(status) == 7
+    watch.close()
+
+
+def test_of_what_was_lost_no_thread_s_status_is_told_for_the_process_s(churn: Stranger) -> None:
+    watch = ExitWatch(churn.pid)
+    churn.exit(7)
+    assert watch.status() is None
+    watch.close()
