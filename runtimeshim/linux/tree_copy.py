@@ -30,7 +30,8 @@ def copy(source: int, target: int, *, devices: bool = False) -> None:
     """Copy what is in the directory `source`, and its own attributes, into `target`, an empty one.
 
     Both are file descriptors. Owners, modes, times, xattrs and hard links are kept; sockets are
-    left out, and device nodes as well unless `devices`. Raises OSError.
+    left out, device nodes as well unless `devices`, and user xattrs where the target's file system
+    has none, as a tmpfs before Linux 6.6. Raises OSError.
     """
     _Copy(source, target, devices=devices).run()
 
@@ -135,5 +136,15 @@ def _copy_attributes(source: int, target: int) -> None:
     os.fchmod(target, stat.S_IMODE(found.st_mode))
     for name in os.listxattr(source):
         if name.startswith(_XATTRS) and name not in _NO_XATTRS:
-            os.setxattr(target, name, os.getxattr(source, name))
+            _copy_xattr(source, target, name)
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def _copy_xattr(source: int, target: int, name: str) -> None:
+    try:
+        os.setxattr(target, name, os.getxattr(source, name))
+    except OSError as err:
+        # What is said to programs may be missing, as in a copy by cp(1); what the kernel goes by,
+        # such as a file's capabilities, may not.
+        if err.errno != errno.EOPNOTSUPP or not name.startswith("user."):
+            raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -61,6 +62,36 @@ def test_content_modes_times_and_xattrs(source: Path, copied: Copy) -> None:
     assert stat.S_ISFIFO((made / "a/pipe").stat().st_mode)
     for path in (made / "a/file", made / "a/link", made / "a", made):
         assert path.lstat().st_mtime == OLD, path
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "kept"),
+    [
+        ("user.note", errno.EOPNOTSUPP, True),  # a tmpfs before Linux 6.6
+        ("user.note", errno.ENOSPC, False),
+        ("security.note", errno.EOPNOTSUPP, False),
+    ],
+)
+def test_a_file_system_that_has_no_user_xattrs(
+    source: Path, copied: Copy, monkeypatch: pytest.MonkeyPatch, name: str, code: int, kept: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    (source / "file").write_bytes(b"content")
+    os.utime(source / "file", (OLD, OLD))
+    monkeypatch.setattr(
+        os, "listxattr", lambda fd: [name] if stat.S_ISREG(os.fstat(fd).st_mode) else []
+    )
+    monkeypatch.setattr(os, "getxattr", lambda *_: b"value")
+    monkeypatch.setattr(os, "setxattr", refuse)
+    if not kept:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            copied()
+        return
+    made = copied() / "file"
+    assert made.read_bytes() == b"content"
+    assert made.stat().st_mtime == OLD
 
 
 def test_hard_links_stay_links(source: Path, copied: Copy) -> None:
