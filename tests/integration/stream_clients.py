@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from criserver.streaming.spdy_headers import DICTIONARY
 from tests.integration.daemon import PATIENCE
+from tests.integration.tls_socket import TlsSocket
 
 SECONDS = 60.0 * PATIENCE
 PIECE = 32 * 1024  # what client-go copies at a time
@@ -42,11 +43,12 @@ class Connection:
     def __init__(self, url: str, headers: dict[str, str], method: str = "GET") -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None
-        self.sock: socket.socket = socket.create_connection((parts.hostname, parts.port), SECONDS)
+        sock = socket.create_connection((parts.hostname, parts.port), SECONDS)
+        self.sock: socket.socket | TlsSocket = sock
         if parts.scheme == "https":
             context = ssl.create_default_context()
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            self.sock = context.wrap_socket(self.sock)
+            self.sock = TlsSocket(sock, context)
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc}", "Connection: Upgrade"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -93,6 +95,7 @@ class Collector:
         self.resets: dict[int, int] = {}
         self.closed: Any = None  # GOAWAY's status, or a close frame's code and reason
         self.over = False
+        self.broken: OSError | None = None  # what ended the connection, if it was not the server
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -105,8 +108,10 @@ class Collector:
                 self.take_one()
                 with self._changed:
                     self._changed.notify_all()
-        except (OSError, EOFError):
+        except EOFError:
             pass
+        except OSError as err:
+            self.broken = err
         self.connection.close()
         with self._changed:
             self.over = True
@@ -351,7 +356,9 @@ class Command:
     def status(self) -> dict[str, Any]:
         """Wait for the end; what the error stream says."""
         self.client.until_over()
-        status: dict[str, Any] = json.loads(self.output("error"))
+        text = self.output("error")
+        assert text, f"no status: {self.client.__dict__}"
+        status: dict[str, Any] = json.loads(text)
         return status
 
     def exit_code(self) -> int:
