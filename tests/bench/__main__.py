@@ -57,18 +57,19 @@ DEFAULT_PEERS = ("containerd", "crio")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and print the tables."""
     options = parse(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if options.budget:
         return hold_budget(options)
     if options.compare:
         return compare_runs(*options.compare)
     results = Results()
     began = time.time()
-    with bench(options, results) as made:
-        for group in (name for name in GROUPS if name in (options.only or GROUPS)):
-            MEASURES[group](made)
-        names = [runtime.name for runtime in made.runtimes]
-        progress("taking everything away")
+    for number in range(options.repeat):
+        progress(f"run {number + 1} of {options.repeat}")
+        with bench(options, results) as made:
+            for group in (name for name in GROUPS if name in (options.only or GROUPS)):
+                MEASURES[group](made)
+            names = [runtime.name for runtime in made.runtimes]
+            progress("taking everything away")
     for line in report.tables(results, machine()):
         print(line)
     print(f"\n{time.time() - began:.0f} s in all")
@@ -90,6 +91,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--only", action="append", choices=GROUPS, metavar="GROUP", help=f"once or more:\n{groups}"
     )
     parser.add_argument("--quick", action="store_true", help="few rounds: to see that it works")
+    parser.add_argument(
+        "--repeat", type=times, default=1, metavar="N",
+        help="measure N times, each with runtimes started anew, and count all together:\n"
+        "what one process happens to be quicker or slower than the next evens out, too",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument(
         "--plot", type=Path, action="append", metavar="FILE", help="draw the ratios: .svg or .png"
@@ -116,6 +122,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         f"fails when one is more than {compare.ALLOWED:g} %% away",
     )  # fmt: skip
     return parser.parse_args(arguments)
+
+
+def times(text: str) -> int:
+    """A number of times, at least once."""
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number, at least 1")
+    return int(text)
 
 
 def compare_runs(first: Path, second: Path) -> int:
@@ -151,6 +164,8 @@ def bench(options: argparse.Namespace, results: Results) -> Iterator[Bench]:
     """Everything started; afterwards nothing of it is left."""
     if os.geteuid() != 0:
         sys.exit("hack/bench: must run as root: it starts container runtimes")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     directory = Path(tempfile.mkdtemp(prefix=leaks.SESSION, dir="/var/lib"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
@@ -170,7 +185,7 @@ def bench(options: argparse.Namespace, results: Results) -> Iterator[Bench]:
 
 
 def take_away_in_peace(*_: object) -> None:
-    """From here on another Ctrl-C stops nothing."""
+    """Until all is gone another Ctrl-C stops nothing."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -20,10 +20,10 @@ PAUSE_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of rounds, pods and seconds; the whole of it takes some 14 minutes."""
+    """Numbers of rounds, pods and seconds; the whole of it takes some 18 minutes."""
 
     cycles: int = 30
-    parallel: int = 16  # turns of 8 pods at a time
+    parallel: int = 48  # turns of 8 pods at a time
     bursts: int = 2
     burst_pods: int = 60
     small_pulls: int = 20
@@ -35,7 +35,7 @@ class Plan:
     asked: int = 25  # turns of statuses and lists of each kind at each density
     # Whole periods of what runtimes do by the clock: containerd's statistics every 10 s.
     idle_seconds: float = 30.0
-    streams: int = 12
+    streams: int = 24
     stream_mib: int = 64
     oci: int = 25
     dead_seconds: float = 5.0

@@ -89,9 +89,13 @@ class Shelf:
         """Start the registry with its files in `directory`."""
         directory.mkdir()
         self.registry = Registry(directory)
-        self.small = self.put("small", small())
-        self.pulled = self.put("pulled", pulled())
-        self.pause = self.put("pause", pause())
+        try:
+            self.small = self.put("small", small())
+            self.pulled = self.put("pulled", pulled())
+            self.pause = self.put("pause", pause())
+        except BaseException:  # Ctrl-C too: nobody has it yet who could close it
+            self.close()
+            raise
 
     def put(self, repository: str, image: images.Image) -> str:
         """Push an image; returns its name."""

@@ -50,7 +50,11 @@ class Registry:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us, who stop it when all have done
             )
-        self.address = self._wait_for_address()
+        try:
+            self.address = self._wait_for_address()
+        except BaseException:  # Ctrl-C too: nobody has it yet who could stop it
+            self.stop()
+            raise
 
     def _config(self) -> dict[str, Any]:
         address = self.address or "127.0.0.1:0"
@@ -74,7 +78,6 @@ class Registry:
         deadline = time.monotonic() + START_SECONDS
         while not (found := LISTENING.search(self.log.read_bytes())):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
                 raise AssertionError(f"{PROGRAM} does not listen:\n{self.log.read_text()}")
             time.sleep(0.02)
         return found[1].decode()

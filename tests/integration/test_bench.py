@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.bench.operations import CATALOGUE
+from tests.bench.plan import QUICK
 from tests.integration import leaks
 from tests.integration.daemon import wait_for
 
@@ -75,6 +76,14 @@ def test_every_operation_of_every_runtime_is_in_the_table_and_the_file(tmp_path:
     assert {"RunPodSandbox", "CreateContainer", "StartContainer"} <= set(found["stages"])
 
 
+def test_repeated_runs_are_counted_together(tmp_path: Path) -> None:
+    written = tmp_path / "results.json"
+    run("--only", "lifecycle", "--network", "built-in", "--repeat", 2, "--json", written)
+    found = json.loads(written.read_text())["results"]
+    turns = {len(row["turns"]) for row in found if row["operation"] == "RunPodSandbox"}
+    assert turns == {2 * QUICK.cycles}
+
+
 def test_a_fault_is_told_in_words() -> None:
     lines = run("--only", "faults", "--network", "built-in").splitlines()
     (killed,) = (line for line in lines if line.startswith("| shim killed "))
@@ -106,6 +115,13 @@ def interrupted(number: signal.Signals, moment: Callable[[str], bool], *options:
 
 def test_ctrl_c_leaves_nothing() -> None:
     code = interrupted(signal.SIGINT, lambda line: "burst: round 1" in line, "--only", "burst")
+    assert code in (-signal.SIGINT, 130)
+
+
+def test_ctrl_c_in_a_repeated_run_leaves_nothing() -> None:
+    code = interrupted(
+        signal.SIGINT, lambda line: "run 2 of 2" in line, "--only", "lifecycle", "--repeat", "2"
+    )
     assert code in (-signal.SIGINT, 130)
 
 
