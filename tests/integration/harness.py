@@ -70,8 +70,14 @@ class Runtime:
 
     def output(self, name: str = "c") -> str:
         lines = self.log(name).read_text().splitlines(keepends=True)
-        # The last one may be read while it is being written.
-        return "".join(line.split(" ", 3)[3] for line in lines if line.endswith("\n"))
+        if lines and not lines[-1].endswith("\n"):  # it is being written
+            lines.pop()
+        texts = []
+        for number, line in enumerate(lines):
+            fields = line.split(" ", 3)
+            assert len(fields) == 4, f"line {number} is torn: {lines[max(0, number - 2) : number + 3]}"
+            texts.append(fields[3])
+        return "".join(texts)
 
 
 @asynccontextmanager

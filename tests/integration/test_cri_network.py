@@ -23,13 +23,13 @@ import pytest
 from api.cri import api_pb2 as cri
 from api.cri import api_pb2_grpc
 from tests.integration import leaks
-from tests.integration.daemon import PROGRAM, RPC_SECONDS, Daemon, wait_for
+from tests.integration.daemon import PATIENCE, PROGRAM, RPC_SECONDS, Daemon, wait_for
 from tests.integration.pods import Pods, refused
 from tests.integration.registry import Registry
 from tests.integration.sandboxes import run
 
 WORKERS = 8
-UNAVAILABLE_SECONDS = 120.0
+UNAVAILABLE_SECONDS = 120.0 * PATIENCE
 
 
 @pytest.fixture
