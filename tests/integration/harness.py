@@ -75,7 +75,9 @@ class Runtime:
         texts = []
         for number, line in enumerate(lines):
             fields = line.split(" ", 3)
-            assert len(fields) == 4, f"line {number} is torn: {lines[max(0, number - 2) : number + 3]}"
+            assert len(fields) == 4, (
+                f"line {number} is torn: {lines[max(0, number - 2) : number + 3]}"
+            )
             texts.append(fields[3])
         return "".join(texts)
 
