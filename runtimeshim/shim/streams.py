@@ -204,6 +204,8 @@ class Pipe(Output):
         self.rest = rest or os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._copy_r, self._copy_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         super().__init__(fd, name, log, poller)
+        if rest is not None:  # whole lines are in it, if that shim was killed before it had them
+            self._take(self._look())
 
     def _read(self) -> bool:
         moved = self._move()

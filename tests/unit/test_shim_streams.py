@@ -20,11 +20,32 @@ def poller() -> Iterator[Poller]:
     made.close()
 
 
-def pipe(tmp_path: Path, poller: Poller) -> tuple[streams.Pipe, int]:
+def pipe(
+    tmp_path: Path, poller: Poller, rest: tuple[int, int] | None = None
+) -> tuple[streams.Pipe, int]:
     """Return a container's stdout, and the end that the container writes to."""
     reading, writing = os.pipe()
     log = LogFile(str(tmp_path / "log"))
-    return streams.Pipe(reading, b"stdout", log, poller, None), writing
+    return streams.Pipe(reading, b"stdout", log, poller, rest), writing
+
+
+def killed_with(pieces: list[bytes]) -> tuple[int, int]:
+    """Return what a shim leaves that was killed when it had moved this, and logged none of it."""
+    rest = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    for piece in pieces:
+        source_r, source_w = os.pipe()
+        os.write(source_w, piece)
+        assert os.splice(source_r, rest[1], len(piece)) == len(piece)
+        os.close(source_r)
+        os.close(source_w)
+    return rest
+
+
+def logged(tmp_path: Path) -> list[tuple[str, str]]:
+    """The tags and the texts of the log's lines, all of which are in its form."""
+    lines = [line.split(" ", 3) for line in (tmp_path / "log").read_text().splitlines()]
+    assert all(len(line) == 4 and line[1] == "stdout" for line in lines), lines
+    return [(line[2], line[3]) for line in lines]
 
 
 def terminal(tmp_path: Path, poller: Poller) -> tuple[streams.Terminal, int]:
@@ -71,3 +92,29 @@ def test_a_client_may_read_what_held_the_stream_back_after_its_end(
     assert len(read) % 4096 == 0 and len(read) >= 17 * 4096
     assert not output.clients
     os.close(client_r)
+
+
+def test_whole_lines_that_a_killed_shim_has_left_are_logged_at_once(
+    tmp_path: Path, poller: Poller
+) -> None:
+    output, writing = pipe(tmp_path, poller, killed_with([b"one\ntwo\nthr"]))
+    assert logged(tmp_path) == [("F", "one"), ("F", "two")]
+    os.write(writing, b"ee\n")
+    os.close(writing)
+    for _ in range(3):
+        poller.turn(0)
+    assert logged(tmp_path)[2:] == [("F", "three")]
+    assert not output.open
+
+
+def test_lines_that_fill_what_a_killed_shim_has_left_are_not_taken_for_one(
+    tmp_path: Path, poller: Poller
+) -> None:
+    """A pipe holds 16 pieces: there is no room to move more until these are logged."""
+    output, writing = pipe(tmp_path, poller, killed_with([b"line %d\n" % n for n in range(16)]))
+    os.write(writing, b"line 16\n")
+    os.close(writing)
+    for _ in range(3):
+        poller.turn(0)
+    assert logged(tmp_path) == [("F", f"line {n}") for n in range(17)]
+    assert not output.open
