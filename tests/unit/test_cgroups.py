@@ -325,6 +325,14 @@ class TestV2:
             rest = V2_FILES[name][len(value) :]
             assert (v2 / "pod/c" / name).read_text() == value + rest
 
+    @pytest.mark.parametrize("size", ["3MB", "a\nb", "/../../2MB", "x/../hugetlb.2MB"])
+    def test_a_size_of_huge_pages_that_there_is_not(self, v2: Path, size: str) -> None:
+        with pytest.raises(cgroups.CgroupError, match=r"hugepageLimits\.pageSize") as caught:
+            cgroups.manager(str(v2)).apply(
+                "/pod/c", {"hugepageLimits": [{"pageSize": size, "limit": 0}]}
+            )
+        assert caught.value.is_unacceptable
+
     @pytest.mark.parametrize(
         ("block_io", "file", "written"),
         [

@@ -97,6 +97,26 @@ def test_a_quota_is_rounded_up_to_what_systemd_can_tell(
     assert unit_properties.quota_per_second(quota, period) == wanted
 
 
+@pytest.mark.parametrize(
+    ("resources", "field"),
+    [
+        ({"cpu": {"quota": (1 << 63) - 1}}, "cpu: the quota"),
+        ({"cpu": {"quota": 1 << 44, "period": 1000}}, "cpu: the quota"),
+        ({"cpu": {"period": 999}}, "cpu: the period"),
+        ({"cpu": {"period": 1_000_001}}, "cpu: the period"),
+        ({"unified": {"cpu.max": f"{1 << 44} 1000"}}, "unified: cpu.max: the quota"),
+        ({"unified": {"cpu.max": "max 999"}}, "unified: cpu.max: the period"),
+        ({"unified": {"memory.max": str(1 << 64)}}, "18446744073709551616 does not fit"),
+    ],
+)
+def test_what_the_kernel_would_refuse_is_refused_and_not_left_to_systemd(
+    resources: dict[str, object], field: str
+) -> None:
+    with pytest.raises(CgroupError, match=field) as caught:
+        unit_properties.properties(resources)
+    assert caught.value.is_unacceptable
+
+
 def test_a_wrong_value_names_its_field() -> None:
     with pytest.raises(CgroupError, match=r"linux\.resources\.cpu"):
         unit_properties.properties({"cpu": {"cpus": "x"}})

@@ -123,7 +123,10 @@ def pids_limit(resources: Section) -> str:
 def write_hugetlb(directory: str, resources: Section, suffix: str) -> None:
     """Write every huge page limit, and its reservation limit where the kernel has it (5.7)."""
     for entry in entries(resources, "hugepageLimits"):
-        prefix = f"{directory}/hugetlb.{text(entry, 'pageSize')}"
+        size = text(entry, "pageSize")
+        prefix = f"{directory}/hugetlb.{size}"
+        if "/" in size or (os.path.exists(directory) and not os.path.exists(f"{prefix}.{suffix}")):
+            raise _wrong("hugepageLimits.pageSize", size, "a size of huge pages that there is here")
         value = str(integer(entry, "limit") or 0)
         write(f"{prefix}.{suffix}", value)
         reservation = f"{prefix}.rsvd.{suffix}"

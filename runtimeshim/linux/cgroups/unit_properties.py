@@ -22,6 +22,11 @@ SECOND = 1_000_000  # in µs
 MAX_NUMBERS = 1 << 13  # of CPUs, in any kernel (arch/x86/Kconfig, NR_CPUS_RANGE_END)
 CPUSET = {"cpus": "AllowedCPUs", "mems": "AllowedMemoryNodes"}
 QUOTA_STEP = 10_000  # µs per second: systemd's resolution of CPUQuotaPerSecUSec
+DEFAULT_PERIOD = 100_000  # µs
+# What the kernel takes, in µs (linux/kernel/sched/core.c: max_cfs_runtime, max_cfs_quota_period).
+# systemd would move a period into its range, and of a quota above it only its own log would tell.
+MAX_QUOTA = (1 << 44) - 1
+PERIODS = range(1_000, SECOND + 1)
 
 # What runc has a unit take care of too; anything else of `unified` is written to its file alone.
 UNIFIED = {
@@ -51,6 +56,8 @@ Found = dict[str, Variant]
 
 
 def _number(value: int) -> Variant:
+    if value >= INFINITY:
+        raise CgroupError(errno.ERANGE, f"linux.resources: {value} does not fit in 64 bits")
     return Variant("t", INFINITY if value < 0 else value)
 
 
@@ -73,11 +80,26 @@ def _cpu(found: Found, resources: Section) -> None:
         found["CPUWeight"] = Variant("t", 0)  # systemd's for cpu.idle
     elif shares is not None:
         found["CPUWeight"] = Variant("t", v2_limits.weight(shares))
-    quota, period = positive(values, "quota"), positive(values, "period")
+    _bandwidth(found, "cpu", positive(values, "quota"), positive(values, "period"))
+
+
+def _bandwidth(found: Found, field: str, quota: int | None, period: int | None) -> None:
+    """Set the CPU time, of which a negative quota is all, in each period; both are µs."""
     if period is not None:
+        if period not in PERIODS:
+            raise CgroupError(
+                errno.EINVAL,
+                f"linux.resources.{field}: the period {period} is not from {PERIODS[0]} to "
+                f"{PERIODS[-1]} µs",
+            )
         found["CPUQuotaPeriodUSec"] = Variant("t", period)
     if quota is not None:
-        found["CPUQuotaPerSecUSec"] = _number(quota_per_second(quota, period or SECOND // 10))
+        if quota > MAX_QUOTA:
+            raise CgroupError(
+                errno.EINVAL,
+                f"linux.resources.{field}: the quota {quota} is above {MAX_QUOTA} µs",
+            )
+        found["CPUQuotaPerSecUSec"] = _number(quota_per_second(quota, period or DEFAULT_PERIOD))
 
 
 def quota_per_second(quota: int, period: int) -> int:
@@ -130,10 +152,8 @@ def _unified(found: Found, resources: Section) -> None:
             found[name] = Variant("ay", bitmap(numbers) if numbers else b"")
     quota = text(values, "cpu.max").split()
     if len(quota) == 2:
-        period = _from_file("cpu.max", quota[1], int).value
-        limit = -1 if quota[0] == "max" else _from_file("cpu.max", quota[0], int).value
-        found["CPUQuotaPeriodUSec"] = Variant("t", period)
-        found["CPUQuotaPerSecUSec"] = _number(quota_per_second(limit, period))
+        limit, period = (_from_file("cpu.max", value, int).value for value in quota)
+        _bandwidth(found, "unified: cpu.max", -1 if quota[0] == "max" else limit, period)
     for file, name in UNIFIED.items():
         value = text(values, file)
         if value:
