@@ -142,7 +142,7 @@ def _qemu(image: Image, disks: Disks, options: Options, job: str) -> list[str]:
         "no_timer_check "
         # Code at the same addresses in every process is translated once: half the work of an exec.
         "norandmaps "
-        # A twelfth of the work is what keeps processors from guessing, which an emulator does not.
+        # What keeps a processor's speculation in check is a twelfth of an emulator's work, for nothing.
         "mitigations=off "
         f"security={options.lsm} "
         f"systemd.getty_auto=no vm.job={job}"
