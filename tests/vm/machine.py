@@ -142,7 +142,7 @@ def _qemu(image: Image, disks: Disks, options: Options, job: str) -> list[str]:
         "no_timer_check "
         # Code at the same addresses in every process is translated once: half the work of an exec.
         "norandmaps "
-        # What keeps a processor's speculation in check is a twelfth of an emulator's work, for nothing.
+        # What keeps speculation in check, which an emulator has none of, is a twelfth of its work.
         "mitigations=off "
         f"security={options.lsm} "
         f"systemd.getty_auto=no vm.job={job}"
