@@ -79,6 +79,9 @@ class Links:
             )
         if any(subnet.version == 6 for subnet in subnets):
             _set_sysctl(f"ipv6/conf/{self.bridge}/disable_ipv6", "0")
+            # While its link-local address is tentative, 1 to 2 s after the first pod's start, the
+            # kernel asks for no neighbour on behalf of others' packets, and gives up after 3 s.
+            _set_sysctl(f"ipv6/conf/{self.bridge}/accept_dad", "0")
         self._netlink.request(rtnetlink.set_up(self.bridge, alias=self._alias, mtu=mtu))
         index = self._get(self.bridge).index
         for subnet in subnets:

@@ -84,6 +84,14 @@ async def test_a_host_port_is_open_over_both_families(
     assert exchange(netns, 8080, HOST, ("127.0.0.1", port)) == gateways[0]
 
 
+async def test_the_first_pod_is_at_once_within_reach_of_others_over_ipv6(world: World) -> None:
+    await world.create()
+    # As long as an address of the bridge's is tentative, the host finds no neighbour to forward to.
+    addresses = run("ip", "-6", "address", "show", "dev", world.bridge)
+    assert "fe80::" in addresses
+    assert "tentative" not in addresses
+
+
 async def test_a_host_port_with_an_ipv6_host_ip_is_open_there_only(world: World) -> None:
     port = free_port()
     with other_machine() as far, other_machine() as other:
