@@ -164,19 +164,22 @@ class Stages:
         """Take over the stages, in ns and in their order, that another process has measured.
 
         It has just reported, so they are taken to end now, one after the other; they become
-        children of the stage that is open here.
+        children of the stage that is open here. Where they took longer together than that has
+        been open (a fork's two sides overlap), the first are cut to what is left.
         """
         self.finished.update({f"{prefix}.{name}": spent for name, spent in timings.items()})
         parts = {name: spent for name, spent in timings.items() if name != TOTAL}
-        starts = time.monotonic_ns() - max(timings.get(TOTAL, 0), sum(parts.values()))
+        parent = _INNERMOST.get()
+        ends = time.monotonic_ns() - max(timings.get(TOTAL, 0), sum(parts.values()))
+        earliest = self.started if parent is None else parent.started
         for name, spent in parts.items():
-            part = Stage(self, f"{prefix}.{name}", parent=_INNERMOST.get())
-            part.started, part.foreign = starts, True
+            part = Stage(self, f"{prefix}.{name}", parent=parent)
+            starts, ends = ends, ends + spent
+            part.started, part.foreign = max(starts, earliest), True
             self.all.append(part)
             _tell("stage_began", part)
-            part.duration, part.outcome = spent, Outcome.OK
+            part.duration, part.outcome = max(ends, earliest) - part.started, Outcome.OK
             _tell("stage_ended", part)
-            starts += spent
 
     def innermost(self) -> Stage | None:
         """Return the stage that was opened last and is still open."""

@@ -172,13 +172,11 @@ class Container:
 
     def _make_cgroup(self, resources: Mapping[str, Any], namespaces: Namespaces) -> None:
         """Make it while the init prepares what does not depend on it, and let the init go on."""
-        began = time.monotonic_ns()
         self.manager.create(self.cgroup_path)
         # Without any rule for devices, a container still has the default ones only.
         self.manager.apply(self.cgroup_path, {"devices": [], **resources})
         if namespaces.user_fd is None:  # else the init is a child that is still to come
             self._begin_cgroup()
-        self.timings["cgroup"] = time.monotonic_ns() - began
         try:
             self._answer_go()
         except BrokenPipeError:  # it has ended: what it says of that is still to be read

@@ -220,7 +220,7 @@ def _isolate(plan: Plan, sync: wire.Socket, stages: Stages) -> tuple[process.Lau
     filter_ = filters.prepare((spec.get("linux") or {}).get("seccomp"), plan.seccomp_cache)
     connection = listener.connect((spec.get("linux") or {}).get("seccomp"))
     around = _surroundings(plan)
-    stages.enter("cgroup-join")
+    stages.enter("cgroup")  # is being made meanwhile
     _await_go(sync)
     in_user_namespace = plan.namespaces.user_fd is not None
     if not in_user_namespace:

@@ -52,7 +52,7 @@ async def test_operations_and_their_stages_are_counted_also_while_they_run(obser
                 await release.wait()
             recorder = stages.RECORDER.get()
             assert recorder is not None
-            recorder.add({"rootfs": 3_000_000, "total": 3_000_000}, "create")
+            recorder.add({"rootfs": 3_000, "total": 3_000}, "create")
 
     task = asyncio.create_task(run())
     await asyncio.sleep(0)
@@ -66,7 +66,7 @@ async def test_operations_and_their_stages_are_counted_also_while_they_run(obser
     assert await observed.value("criserver_operations_total", **name, code="OK") == 1
     seconds = "criserver_stage_duration_seconds"
     assert await observed.value(f"{seconds}_count", **name, stage="network") == 1
-    assert await observed.value(f"{seconds}_sum", **name, stage="create.rootfs") == 0.003
+    assert await observed.value(f"{seconds}_sum", **name, stage="create.rootfs") == 3e-6
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,28 @@ async def test_operations_and_stages_are_below_the_rpc_that_began_them(traced):
     assert dict(chain[0].attributes or {}) == {"criserver.detail": "bridge"}
 
 
+async def test_what_another_process_measured_lies_within_the_stage_that_asked_for_it(traced):
+    minute = 60_000_000_000
+
+    async def work() -> None:
+        with stages.stage("create"):
+            recorder = stages.RECORDER.get()
+            assert recorder is not None
+            recorder.add({"fork": minute, "init": 1, "total": minute}, "create")
+
+    call = traced.call()
+    await Operations().run("id", "Run", work)
+    traced.end(call)
+    spans = traced.ended()
+    times = [
+        (spans[name].start_time, spans[name].end_time) for name in ("create.fork", "create.init")
+    ]
+    (begin, _), (_, end) = times
+    assert spans["create"].start_time == begin
+    assert (spans["create"].end_time or 0) >= end
+    assert times[0][1] == times[1][0]
+
+
 async def test_an_operation_that_outlives_its_rpc_ends_in_its_trace(traced):
     release, operations = asyncio.Event(), Operations()
 
