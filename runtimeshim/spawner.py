@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from runtimeshim import wire
-from runtimeshim.linux import syscalls
+from runtimeshim.linux import syscalls, wait
 from runtimeshim.linux.signals import IGNORED_SIGNALS
 from runtimeshim.shim import main as shim_main
 from runtimeshim.shim.template import Template
@@ -255,6 +255,8 @@ class Spawner:
             case "drop":
                 if message["name"] in ward.fds:
                     os.close(ward.fds.pop(message["name"]))
+            case "exit":
+                ward.state["exit"] = int(message["status"])
             case "release":
                 ward.pid = 0
 
@@ -354,7 +356,7 @@ class Spawner:
         if child is None:  # an orphan, or of a daemon that has gone
             self._on_orphan(pid, status)
         else:
-            self._answer(child.client, {"id": child.request, "exit": exit_code(status)})
+            self._answer(child.client, {"id": child.request, "exit": wait.exit_code(status)})
 
 
 def await_end(pid: int) -> None:
@@ -368,12 +370,6 @@ def await_end(pid: int) -> None:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     finally:
         os.close(pidfd)
-
-
-def exit_code(status: int) -> int:
-    """Return the shell's code of a wait status: 128 + signal for a death by signal."""
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
 
 
 def become_child(run: Callable[[], None], keep: list[int]) -> NoReturn:

@@ -37,23 +37,14 @@ _MAX_EVENT = 4096
 
 
 class ExitWatch:
-    """Listens for the exits of a process's threads, which are to be read as they come."""
+    """Listens for the exits of a process's threads, which are to be read as they come.
 
-    def __init__(self, pid: int) -> None:
-        """`pid` is the process's as the machine's own PID namespace has it.
+    What has not been read waits for whoever has a duplicate of the fd.
+    """
 
-        Raises OSError where the kernel has no connector.
-        """
-        flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = socket.socket(socket.AF_NETLINK, flags, NETLINK_CONNECTOR)
-        try:
-            _filter(self._socket, pid)
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-            self._socket.bind((0, CN_IDX_PROC))
-            self._socket.send(_listen())
-        except OSError:
-            self._socket.close()
-            raise
+    def __init__(self, sock: socket.socket) -> None:
+        """Read from a listening socket: `listen` makes one."""
+        self._socket = sock
         self._status: int | None = None
 
     def fileno(self) -> int:
@@ -85,6 +76,24 @@ class ExitWatch:
         self._socket.close()
 
 
+def listen(pid: int) -> ExitWatch:
+    """Listen for the exits of a process, by its pid in the machine's own PID namespace.
+
+    Raises OSError where the kernel has no connector.
+    """
+    flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    sock = socket.socket(socket.AF_NETLINK, flags, NETLINK_CONNECTOR)
+    try:
+        _filter(sock, pid)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        sock.bind((0, CN_IDX_PROC))
+        sock.send(_request())
+    except OSError:
+        sock.close()
+        raise
+    return ExitWatch(sock)
+
+
 def _filter(sock: socket.socket, pid: int) -> None:
     """Have the kernel queue nothing but the exits of this process (man 7 socket)."""
     program = (
@@ -100,7 +109,7 @@ def _filter(sock: socket.socket, pid: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), address))
 
 
-def _listen() -> bytes:
+def _request() -> bytes:
     size = _HEADERS.size + _OPERATION.size
     netlink = (size, _NLMSG_DONE, 0, 0, os.getpid())
     connector = (CN_IDX_PROC, CN_VAL_PROC, 0, 0, _OPERATION.size, 0)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtimeshim import wire
-from runtimeshim.linux import mounts, overlay
+from runtimeshim.linux import mounts, overlay, wait
 from runtimeshim.linux.cgroups import units
 from runtimeshim.oci import container as oci
 from runtimeshim.oci import rootfs
@@ -302,8 +302,7 @@ def _spawn(argv: Sequence[str], fds: Sequence[int]) -> int:
         for old, new in zip(fds, moved, strict=True):
             if new != old:
                 os.close(new)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return code if code >= 0 else 128 - code
+    return wait.exit_code(os.waitpid(pid, 0)[1])
 
 
 def _last_error(path: str) -> str:

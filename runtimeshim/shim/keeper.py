@@ -2,7 +2,7 @@
 
     shim                                   spawner
       ├── keep: fds, state ──────────────────►│ a ward: streams, start socket, pidfd
-      ├── started, drop ─────────────────────►│
+      ├── started, drop, exit ───────────────►│
       ├── release ───────────────────────────►│ over: the duplicates are closed
       killed                                  │ end of file without a release:
                                               │ forks a new shim with the duplicates
@@ -18,7 +18,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from runtimeshim import wire
@@ -66,6 +66,10 @@ class Keeper:
         """Have one duplicate closed: the container is to see the end of its stdin."""
         self._send({"op": "drop", "name": name}, [])
 
+    def ended(self, status: int) -> None:
+        """The init is over, with this wait status; what is still to be done may be another's."""
+        self._send({"op": "exit", "status": status}, [])
+
     def release(self) -> None:
         """The container is over: nothing is to be adopted."""
         self._send({"op": "release"}, [])
@@ -78,20 +82,18 @@ class Keeper:
         """Return the seconds until `retry` has something to do."""
         return None if self._channel is not None else RETRY_SECONDS
 
-    def retry(
-        self, task: Task, rests: Callable[[], Rests], state: Callable[[], wire.Message]
-    ) -> None:
-        """Look for a new spawner, if the last one has died."""
+    def retry(self) -> bool:
+        """Look for a new spawner, if the last one has died; tell whether it is to `keep` now."""
         if self._channel is not None or time.monotonic() < self._retry_at:
-            return
+            return False
         self._retry_at = time.monotonic() + RETRY_SECONDS
         channel = connect(self._request["options"]["spawner"])
         if channel is None:
-            return
+            return False
         self._channel = channel
         self._listen(channel)
         self._send({**self._request, "op": "ward", "id": 0}, [])
-        self.keep(task, rests(), state())
+        return True
 
     def _listen(self, channel: socket.socket) -> None:
         self._poller.register(channel.fileno(), READ, lambda _: self._readable())

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from runtimeshim import exit_record, wire
 from runtimeshim.exit_record import ExitRecord
-from runtimeshim.linux import process_exits, syscalls
+from runtimeshim.linux import process_exits, syscalls, wait
 from runtimeshim.oci.errors import StageError
 from runtimeshim.shim import keeper
 from runtimeshim.shim.execs import Execs
@@ -80,13 +80,14 @@ class Supervisor:
         self._starting: tuple[socket.socket, int] | None = None
         self._running = running
         self._adopted = rests is not None
-        self._exits = watch_exits(task) if self._adopted else None
         self._over = False
         self._oom_kills = 0
         self._oom_until = 0.0  # until when a kill may follow its notification
         self._oom = task.manager.watch_oom(task.cgroup_path)
         self._wakeup, self._wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
+        if self._adopted:
+            self._watch_exits()
         self._operations: dict[str, Operation] = {
             "start": self._start,
             "state": self._state,
@@ -108,8 +109,6 @@ class Supervisor:
             self._add_client(first)
         if self._adopted:
             self._poller.register(self._task.pidfd, READ, lambda _: self._on_pidfd())
-        if self._exits is not None:
-            self._poller.register(self._exits.fileno(), READ, lambda _: self._read_exits())
         if self._oom is not None:
             events = READ if self._oom.eventfd else PRIORITY | EDGE
             self._poller.register(self._oom.fd, events, lambda _: self._on_oom())
@@ -132,7 +131,10 @@ class Supervisor:
             self._look_for_oom_kills()
         else:
             self._poller.turn(self._keeper.timeout())
-        self._keeper.retry(self._task, self._stdio.rests, self._kept_state)
+        if self._keeper.retry():
+            if self._task.exits is None:
+                self._watch_exits()  # the new spawner will not be the init's parent after us
+            self.keep()
 
     def rehearse(self, client: socket.socket) -> None:
         """Serve what is there until the start is answered, then let go of everything.
@@ -154,6 +156,14 @@ class Supervisor:
     def keep(self) -> None:
         """Entrust the container's ends to the spawner, before anyone hears of the container."""
         self._keeper.keep(self._task, self._stdio.rests(), self._kept_state())
+        self._tell_end()
+
+    def _watch_exits(self) -> None:
+        """Listen for the end of an init that is not our child, or will be another's after us."""
+        if self._task.exits is None:
+            self._task.exits = listen_for_exits(self._task)
+        if self._task.exits is not None:
+            self._poller.register(self._task.exits.fileno(), READ, lambda _: self._read_exits())
 
     def answer_created(self, client: socket.socket, request: int) -> None:
         """Tell the daemon that the container is there; one that was killed finds it later."""
@@ -320,6 +330,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         """Reap everything; init's exit is handled last, so that no exec's is lost."""
+        self._tell_end()
         ended: int | None = None
         while True:
             try:
@@ -331,9 +342,18 @@ class Supervisor:
             if pid == self._task.pid:
                 ended = status
             else:
-                self._execs.exited(pid, exit_code(status))
+                self._execs.exited(pid, wait.exit_code(status))
         if ended is not None:
             self._on_exit(ended)
+
+    def _tell_end(self) -> None:
+        """Leave it to the spawner how init ended, before it is reaped: this shim may be killed."""
+        try:
+            found = os.waitid(os.P_PIDFD, self._task.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # adopted
+            return
+        if found is not None:
+            self._keeper.ended(wait.status_of(found))
 
     def _on_pidfd(self) -> None:
         """Learn how an adopted init ended: from the spawner that reaped it, or from the kernel.
@@ -346,9 +366,10 @@ class Supervisor:
             status = self._keeper.exit_status
             if status is None:
                 status = keeper.exit_status(self._task.pidfd)
-            if status is None and self._exits is not None:
-                status = self._exits.status()
+            if status is None and self._task.exits is not None:
+                status = self._task.exits.status()
             if status is not None:
+                self._keeper.ended(status)
                 self._on_exit(status)
                 return
             self._poller.turn(REAP_INTERVAL_SECONDS)
@@ -358,9 +379,14 @@ class Supervisor:
         self._over = True
 
     def _read_exits(self) -> None:
-        """Make room for what is told next; a status that is none before the end may be one then."""
-        assert self._exits is not None
-        self._exits.status()
+        """Make room for what is told next.
+
+        What the kernel tells of the end stays with it until it is asked for, and told: if this shim
+        is killed before, the next one finds it there.
+        """
+        assert self._task.exits is not None
+        if not wait.has_ended(self._task.pidfd):
+            self._task.exits.status()
 
     def _on_oom(self) -> None:
         """Tell the daemons if it was the OOM killer: the end of the cgroup notifies too."""
@@ -393,7 +419,7 @@ class Supervisor:
         task = self._task
         # Once more: the exit may have come before the notification.
         oom_killed = max(self._oom_kills, task.manager.oom_kills(task.cgroup_path)) > 0
-        if not oom_killed and exit_code(status) == 128 + signal.SIGKILL:
+        if not oom_killed and wait.exit_code(status) == 128 + signal.SIGKILL:
             oom_killed = task.manager.was_oom_killed(task.cgroup_path)
         task.manager.kill(task.cgroup_path)
         self._stdio.finish(DRAIN_SECONDS)
@@ -404,7 +430,7 @@ class Supervisor:
             os.write(2, f"{task.bundle}: {err}\n".encode())  # RUN/spawner.log
         for warning in task.handler.finish(task):
             os.write(2, f"{warning}\n".encode())  # RUN/spawner.log
-        record = ExitRecord(exit_code(status), finished, oom_killed)
+        record = ExitRecord(wait.exit_code(status), finished, oom_killed)
         exit_record.write(self._bundle, record)
         self._keeper.release()
         try:
@@ -427,7 +453,7 @@ class Supervisor:
             if pid == 0:
                 time.sleep(0.001)
             else:
-                self._execs.exited(pid, exit_code(status))
+                self._execs.exited(pid, wait.exit_code(status))
 
 
 def _unknown(_: socket.socket, message: wire.Message, __: list[int]) -> Answer:
@@ -435,20 +461,14 @@ def _unknown(_: socket.socket, message: wire.Message, __: list[int]) -> Answer:
     return {"error": f"unknown operation {message['op']!r}", "kind": "unknown"}
 
 
-def watch_exits(task: Task) -> process_exits.ExitWatch | None:
-    """Listen for the exit of an init that is not our child; None where nobody tells of exits."""
+def listen_for_exits(task: Task) -> process_exits.ExitWatch | None:
+    """Listen for the exit of an init; None where nobody tells of exits."""
     try:
-        return process_exits.ExitWatch(task.pid)
+        return process_exits.listen(task.pid)
     except OSError as err:  # a kernel without connector, or a network namespace of the node's own
         lost = "its exit code is lost if the spawner is killed as well, before Linux 6.15"
         os.write(2, f"{task.bundle}: {lost}: {err}\n".encode())  # RUN/spawner.log
         return None
-
-
-def exit_code(status: int) -> int:
-    """Return the shell's code of a wait status: 128 + signal for a death by signal."""
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
 
 
 def listen(bundle: str) -> socket.socket:

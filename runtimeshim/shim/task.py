@@ -12,6 +12,7 @@ from typing import Any
 
 from runtimeshim import wire
 from runtimeshim.linux import cgroups
+from runtimeshim.linux.process_exits import ExitWatch
 from runtimeshim.oci.errors import StageError
 from runtimeshim.oci.stdio import Streams
 from runtimeshim.shim.handler import Handler
@@ -29,6 +30,7 @@ class Task:
         "bundle",
         "cgroup_path",
         "container_id",
+        "exits",
         "forked",
         "handler",
         "hooks",
@@ -63,6 +65,8 @@ class Task:
         self.forked: bool = made.get("forked", False)
         self.pidfd = fds["pidfd"]
         self.sync = socket.socket(fileno=fds["sync"]) if "sync" in fds else None
+        # Of an init that somebody else may come to reap.
+        self.exits = ExitWatch(socket.socket(fileno=fds["exits"])) if "exits" in fds else None
         self.streams = Streams()
         for name in STREAMS:
             setattr(self.streams, name, fds.get(name))
@@ -80,7 +84,8 @@ class Task:
 
     def fds(self) -> dict[str, int]:
         """Return the open files by name."""
-        return fds_of(self.streams, self.pidfd, self.sync)
+        found = fds_of(self.streams, self.pidfd, self.sync)
+        return found if self.exits is None else {**found, "exits": self.exits.fileno()}
 
     def started(self) -> StageError | None:
         """Read the outcome of a start: None when the program runs."""

@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,43 @@ async def test_an_end_at_the_same_moment_is_not_lost(rt: harness.Runtime) -> Non
     record = exit_record.read(shim.bundle)
     assert record is not None
     assert record.exit_code == 137
+
+
+async def test_an_end_while_nobody_is_there_to_hear_of_it_is_not_lost(rt: harness.Runtime) -> None:
+    """Its shim and its first spawner are dead, and the next one has not got round to a new shim."""
+    shim = await rt.start(rt.spec(["sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.02; done"]))
+    old = shim_pid(shim)
+    await kill_spawner(rt)
+    await harness.until(lambda: is_ward(rt, old))
+    os.kill(rt.spawner.pid, signal.SIGSTOP)
+    os.kill(old, signal.SIGKILL)
+    await harness.until(lambda: not harness.alive(old))
+    os.kill(shim.pid, signal.SIGTERM)
+    await harness.until(lambda: not harness.alive(shim.pid))
+    os.kill(rt.spawner.pid, signal.SIGCONT)
+    await harness.until(lambda: exit_record.read(shim.bundle) is not None)
+    record = exit_record.read(shim.bundle)
+    assert record is not None
+    assert record.exit_code == 7
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+async def test_a_shim_that_is_killed_between_the_end_and_its_record_loses_nothing(
+    rt: harness.Runtime, tmp_path: Path, *, adopted: bool
+) -> None:
+    mark = tmp_path / "killed"
+    script = f"test -e {mark} || {{ touch {mark}; kill -9 $PPID; }}"
+    spec = rt.spec(["sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.02; done"])
+    spec["hooks"] = {"poststop": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]}
+    shim = await rt.start(spec)
+    if adopted:
+        await killed(rt, shim)
+    os.kill(shim.pid, signal.SIGTERM)
+    await harness.until(lambda: exit_record.read(shim.bundle) is not None)
+    record = exit_record.read(shim.bundle)
+    assert record is not None
+    assert record.exit_code == 7
+    assert mark.exists()
 
 
 async def test_exec_signals_and_logs_go_on(rt: harness.Runtime) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from runtimeshim.linux.process_exits import ExitWatch
+from runtimeshim.linux.process_exits import ExitWatch, listen
 from tests.integration.daemon import PATIENCE
 
 # Prints its pid, reads a number, and exits with it. The main thread of the other one has ended.
@@ -80,7 +81,7 @@ def stranger(request: pytest.FixtureRequest) -> Iterator[Stranger]:
 
 @pytest.fixture
 def watch(stranger: Stranger) -> Iterator[ExitWatch]:
-    made = ExitWatch(stranger.pid)
+    made = listen(stranger.pid)
     yield made
     made.close()
 
@@ -103,6 +104,17 @@ def test_a_signal_is_told(stranger: Stranger, watch: ExitWatch) -> None:
     assert os.WTERMSIG(status) == signal.SIGKILL
 
 
+def test_what_nobody_has_read_waits_for_who_has_a_duplicate(stranger: Stranger) -> None:
+    first = listen(stranger.pid)
+    second = ExitWatch(socket.socket(fileno=os.dup(first.fileno())))
+    first.close()
+    stranger.exit(7)
+    status = second.status()
+    assert status is not None
+    assert os.waitstatus_to_exitcode(status) == 7
+    second.close()
+
+
 @pytest.fixture
 def churn() -> Iterator[Stranger]:
     made = Stranger("python3", "-c", CHURN)
@@ -111,7 +123,7 @@ def churn() -> Iterator[Stranger]:
 
 
 def test_more_threads_than_are_remembered_hide_no_exit_from_a_reader(churn: Stranger) -> None:
-    watch = ExitWatch(churn.pid)
+    watch = listen(churn.pid)
     churn.tell(7)
     while not churn.has_ended(0.0):
         select.select([watch], [], [], 1.0)
@@ -123,7 +135,7 @@ def test_more_threads_than_are_remembered_hide_no_exit_from_a_reader(churn: Stra
 
 
 def test_of_what_was_lost_no_thread_s_status_is_told_for_the_process_s(churn: Stranger) -> None:
-    watch = ExitWatch(churn.pid)
+    watch = listen(churn.pid)
     churn.exit(7)
     assert watch.status() is None
     watch.close()

@@ -278,7 +278,7 @@ def test_ps_shows_the_processes_of_the_container_only(cli: CLI) -> None:
     header, *lines = cli.ok("ps", "c").splitlines()
     assert header.split()[:2] == ["UID", "PID"]
     assert [line.split()[1] for line in lines] == [str(pid)]
-    assert cli.ok("ps", "c", "-o", "pid,comm").split() == ["PID", "COMMAND", str(pid), "sleep"]
+    assert cli.ok("ps", "c", "-eo", "pid,comm").split() == ["PID", "COMMAND", str(pid), "sleep"]
 
 
 def test_pause_stops_every_process(cli: CLI) -> None:
