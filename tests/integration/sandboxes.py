@@ -60,9 +60,9 @@ class World:
         self.subnet6, self.cni_subnet6 = f"fd7e:{octet:x}:1::/64", f"fd7e:{octet:x}:2::/64"
         self.subnets: tuple[str, ...] = (self.subnet, self.subnet6)
         self.cni_dir, self.cni_dir_2 = home / "net.d", home / "net2.d"
-        self.bin_dir = home / "bin"
         self.cni_dir.mkdir()
-        self.bin_dir.mkdir()
+        # Not in /run, from which nothing can be executed on Debian.
+        self.bin_dir = Path(tempfile.mkdtemp(prefix=leaks.SESSION, dir="/var/tmp"))
         self.database = open_database(home / "db")
         self.cni_timeout = 30.0
         self.made: dict[str, tuple[cri.PodSandboxConfig, SandboxRuntime]] = {}
@@ -132,7 +132,8 @@ class World:
         # Names of links have room for 12 digits of an id.
         names = [self.home.name, self.bridge, *(sandbox_id[:12] for sandbox_id in self.ids)]
         roots = {os.getpid(), *leaks.named_processes(self.home.name)}
-        names += [f"processes: {pid} " for pid in leaks.below(roots, leaks.process_table())]
+        below = leaks.below(roots, leaks.process_table()) - leaks.standing_by()
+        names += [f"processes: {pid} " for pid in below]
         return [entry for entry in entries if any(name in entry for name in names)]
 
     async def close(self) -> None:
@@ -142,6 +143,7 @@ class World:
         await self.builtin.reset()
         await self.network.close()
         self.database.close()
+        shutil.rmtree(self.bin_dir)
 
 
 def open_database(path: Path) -> sqlite3.Connection:

@@ -65,8 +65,10 @@ async def test_a_pod_reaches_another_pod_the_host_and_itself(world: World) -> No
 
 async def test_the_pods_mtu_is_that_of_the_uplink(world: World) -> None:
     pod = await world.create()
-    (default, *_) = json.loads(run("ip", "--json", "route", "show", "default"))
-    uplink = Path(f"/sys/class/net/{default['dev']}/mtu").read_text().strip()
+    defaults = json.loads(run("ip", "--json", "route", "show", "default"))
+    uplink = "1500"  # of a machine that is connected to nothing
+    if defaults:
+        uplink = Path(f"/sys/class/net/{defaults[0]['dev']}/mtu").read_text().strip()
     for netns, link in ((HOST, world.bridge), (HOST, port_name(pod)), (world.netns(pod), "eth0")):
         shown = inside(netns, lambda link=link: run("ip", "--json", "link", "show", "dev", link))
         assert str(json.loads(shown)[0]["mtu"]) == uplink
