@@ -23,6 +23,7 @@ shim is forked that takes them up, so that the container never notices.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -47,8 +48,8 @@ LISTENER_FD = 3
 # glibc keeps these for itself, and its posix_spawn leaves them ignored in the child.
 LIBC_SIGNALS = (32, 33)
 
-# A shim that stands by is forked this long after the last one was taken: not while its container
-# is being created.
+# A shim or a worker that stands by is forked this long after the last one was taken: not while a
+# container or a pod is being created.
 STANDBY_SECONDS = 0.02
 
 # A shim whose connection has ended ends itself in a moment; one that does not is killed.
@@ -81,6 +82,8 @@ class Spawner:
         self._standby: tuple[int, socket.socket] | None = None
         self._standby_due = False  # the last one has been taken
         self._init_stands_by = True  # the last container could have used one: so may the next
+        self._worker: tuple[int, socket.socket] | None = None  # that stands by
+        self._worker_due = False
         self._selector = selectors.DefaultSelector()
         self._wakeup_r, self._wakeup_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -93,10 +96,11 @@ class Spawner:
         self._selector.register(listener, selectors.EVENT_READ, self._on_connect)
         self._template = Template(self._fork)
         while self._serving() or self._wards or self._has_children():
-            happened = self._selector.select(STANDBY_SECONDS if self._standby_due else None)
+            due = self._standby_due or self._worker_due
+            happened = self._selector.select(STANDBY_SECONDS if due else None)
             for key, _ in happened:
                 key.data(key.fileobj)
-            if self._standby_due and not happened:
+            if not happened:
                 self._stand_by()
             if not self._serving() and not self._wards:
                 self._end_template()
@@ -166,14 +170,42 @@ class Spawner:
                 self._add_ward(message, client)
                 return
             case "worker":
-                worker = self._workers[message["name"]]
-                pid = self._fork(lambda: run_worker(worker, message["args"], fds), fds)
+                pid = self._give_work(self._workers[message["name"]], message, fds)
             case "program":
                 pid = spawn_program(message["argv"], message["env"], fds)
             case unknown:
                 raise ValueError(f"unknown operation {unknown!r}")
         self._children[pid] = Child(request, client)
         self._answer(client, {"id": request, "pid": pid})
+
+    def _give_work(self, worker: Worker, message: wire.Message, fds: list[int]) -> int:
+        """Have a worker work: the one that stands by, or else a new one."""
+        standby, self._worker = self._worker, None
+        self._worker_due = self._serving()
+        if standby is not None:
+            pid, channel = standby
+            with channel:
+                try:
+                    wire.send(channel, message, fds)
+                except OSError:  # it was killed meanwhile
+                    pass
+                else:
+                    return pid
+        return self._fork(lambda: run_worker(worker, message["args"], fds), fds)
+
+    def _fork_worker(self) -> tuple[int, socket.socket]:
+        ours, theirs = wire.pair()
+        with theirs:
+            return self._fork(lambda: self._await_work(theirs), [theirs.fileno()]), ours
+
+    def _await_work(self, channel: socket.socket) -> None:
+        syscalls.set_process_name("worker-standby")
+        with channel:
+            received = wire.receive(channel)
+        if received is None:  # none is needed any more
+            return
+        message, fds = received
+        run_worker(self._workers[message["name"]], message["args"], fds)
 
     def _fork_shim(self, message: wire.Message, client: int) -> int:
         pid, channel = self._give_shim(message, [client])
@@ -213,11 +245,17 @@ class Spawner:
         raise AssertionError("the second try returns or raises")
 
     def _stand_by(self) -> None:
-        self._standby_due = False
-        try:
-            self._standby = self._fork_from_template()
-        except OSError:  # logged; the next container's shim is tried again
-            return
+        """Fork what is due; what cannot be forked now is forked when it is needed."""
+        if self._worker_due:
+            self._worker_due = False
+            try:
+                self._worker = self._fork_worker()
+            except OSError as err:
+                log(f"a worker could not be forked: {err}")
+        if self._standby_due:
+            self._standby_due = False
+            with contextlib.suppress(OSError):  # logged
+                self._standby = self._fork_from_template()
 
     def _end_template(self) -> None:
         """End what waits for containers that will not come."""
@@ -327,7 +365,10 @@ class Spawner:
             self._selector.unregister(self._listener)
             self._listener.close()
             self._listener = None
-            self._standby_due = False
+            self._standby_due = self._worker_due = False
+            if self._worker is not None:
+                self._worker[1].close()
+                self._worker = None
 
     def _fork(self, run: Callable[[], None], keep: list[int]) -> int:
         pid = os.fork()

@@ -20,7 +20,7 @@ import grpc
 from api.cri import api_pb2 as cri
 from tests.bench import processes
 from tests.bench.client import Client
-from tests.integration import harness
+from tests.integration import harness, leaks
 from tests.integration.daemon import Daemon
 from tests.integration.registry import Registry
 
@@ -122,8 +122,7 @@ class Criserver(Runtime):
         return self.daemon.spawner_pid()
 
     def daemon_pids(self) -> set[int]:
-        standing = {pid for pid in self._below() if processes.comm(pid) == "shim-template"}
-        return {self.daemon.pid, self._spawner()} | standing
+        return {self.daemon.pid, self._spawner()} | (self._below() & leaks.standing_by())
 
     def pod_pids(self) -> set[int]:
         return processes.without(self._below(), WORKLOAD) - self.daemon_pids()

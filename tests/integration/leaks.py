@@ -26,6 +26,9 @@ SESSION_VARIABLE = "CRISERVER_TEST_SESSION"
 # Namespaces and what is in them are destroyed by a kernel worker after their last user has gone.
 SETTLE_SECONDS = 10.0
 
+# What processes of spawners call themselves that are there without a container or a request.
+STANDING_BY = ("shim-template", "worker-standby")
+
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
 # Kept by the plugins of containernetworking themselves, so shared by all sandboxes and runs.
@@ -146,7 +149,7 @@ def standing_by() -> set[int]:
     return {
         int(directory.name)
         for directory in PROC.iterdir()
-        if directory.name.isdigit() and read(directory / "comm").strip() == "shim-template"
+        if directory.name.isdigit() and read(directory / "comm").strip() in STANDING_BY
     }
 
 

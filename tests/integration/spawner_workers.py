@@ -37,6 +37,7 @@ def facts() -> dict[str, Any]:
         "fds": sorted(os.listdir("/proc/self/fd")),
         "modules": sorted(sys.modules),
         "exe": os.readlink("/proc/self/exe"),
+        "pid": os.getpid(),
         "ppid": os.getppid(),
         "threads": len(os.listdir("/proc/self/task")),
     }

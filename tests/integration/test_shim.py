@@ -423,7 +423,7 @@ async def test_fifty_containers_leave_nothing(rt: harness.Runtime) -> None:
         codes += await asyncio.gather(*(cycle(n) for n in range(start, min(start + 8, 50))))
     assert codes == list(range(50))
     spawner = rt.spawner.pid
-    await harness.until(lambda: children(spawner) <= {"shim-template"})
+    await harness.until(lambda: children(spawner) <= set(leaks.STANDING_BY))
     await harness.until(lambda: set(os.listdir("/proc/self/fd")) == before)
     assert len(os.listdir(f"/proc/{spawner}/fd")) < 16
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtimeshim.client import ProgramTimeoutError, Spawner, SpawnerError, WorkerError, launch
-from tests.integration import harness
+from tests.integration import harness, leaks
 
 pytestmark = pytest.mark.integration
 
@@ -163,3 +163,68 @@ async def test_a_fork_has_the_interpreter_and_nothing_of_the_daemon(tmp_path: Pa
         assert facts["threads"] == 1
         unwanted = {"grpc", "asyncio", "logging", "dataclasses", "subprocess"}
         assert not unwanted & set(facts["modules"])
+
+
+@pytest.mark.usefixtures("_tests_importable")
+async def test_a_worker_stands_by_for_the_next_request_and_is_no_different(tmp_path: Path) -> None:
+    async with harness.runtime(tmp_path, WORKERS) as rt:
+        forked, _ = await rt.spawner.run_worker("test", {"do": "facts"}, timeout=20)
+        waiting = await standing_by(rt.spawner)
+        facts, _ = await rt.spawner.run_worker("test", {"do": "facts"}, timeout=20)
+        assert facts["pid"] == waiting
+        assert len(facts["fds"]) == len(forked["fds"])
+        assert {**facts, "pid": 0, "fds": []} == {**forked, "pid": 0, "fds": []}
+        await standing_by(rt.spawner)
+        with pytest.raises(WorkerError, match="exit code 137"):
+            await rt.spawner.run_worker("test", {"do": "die"}, timeout=20)
+
+
+@pytest.mark.usefixtures("_tests_importable")
+async def test_a_worker_that_stood_by_and_was_killed_is_not_missed(tmp_path: Path) -> None:
+    async with harness.runtime(tmp_path, WORKERS) as rt:
+        await rt.spawner.run_worker("test", {"do": "facts"}, timeout=20)
+        waiting = await standing_by(rt.spawner)
+        os.kill(waiting, signal.SIGKILL)
+        await harness.until(lambda: not harness.alive(waiting))
+        facts, _ = await rt.spawner.run_worker("test", {"do": "facts"}, timeout=20)
+        assert facts["pid"] != waiting
+
+
+@pytest.mark.usefixtures("_tests_importable")
+async def test_a_worker_that_hangs_is_killed_if_it_stood_by_too(tmp_path: Path) -> None:
+    async with harness.runtime(tmp_path, WORKERS) as rt:
+        await rt.spawner.run_worker("test", {"do": "facts"}, timeout=20)
+        waiting = await standing_by(rt.spawner)
+        read, write = os.pipe()
+        with pytest.raises(TimeoutError):
+            await rt.spawner.run_worker("test", {"do": "hang"}, [write], timeout=0.5)
+        assert int(os.read(read, 20)) == waiting
+        os.close(read)
+        os.close(write)
+        await harness.until(lambda: not harness.alive(waiting))
+
+
+@pytest.mark.usefixtures("_tests_importable")
+async def test_a_retired_spawner_leaves_no_worker_standing_by(tmp_path: Path) -> None:
+    async with harness.runtime(tmp_path, WORKERS) as rt:
+        await rt.spawner.run_worker("test", {"do": "facts"}, timeout=20)
+        old, waiting = rt.spawner.pid, await standing_by(rt.spawner)
+        await rt.spawner.retire()
+        await rt.spawner.close()
+        await harness.until(lambda: not harness.alive(old) and not harness.alive(waiting))
+        rt.spawner = await Spawner.connect(rt.run_dir, WORKERS)
+
+
+async def standing_by(spawner: Spawner) -> int:
+    """Return the pid of the worker that waits for a request, once there is one."""
+    children = Path(f"/proc/{spawner.pid}/task/{spawner.pid}/children")
+    found: list[int] = []
+
+    def look() -> bool:
+        for child in children.read_text().split():
+            if leaks.read(Path(f"/proc/{child}/comm")).strip() == "worker-standby":
+                found.append(int(child))
+        return bool(found)
+
+    await harness.until(look)
+    return found[0]
