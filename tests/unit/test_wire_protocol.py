@@ -14,7 +14,7 @@ SHIM_OPERATIONS = {
 }  # fmt: skip
 SHIM_EVENTS = {"exit", "oom", "exec-exit"}
 STATE_FIELDS = {"protocol", "pid", "running", "timings", "warnings", "log_bytes_lost"}
-WARD_OPERATIONS = {"ward", "keep", "started", "drop", "release"}
+WARD_OPERATIONS = {"ward", "keep", "started", "drop", "exit", "release"}
 
 
 def operations() -> set[str]:
