@@ -1,15 +1,21 @@
 """What the CNI plugins take by themselves, beside our RunPodSandbox and StopPodSandbox by them.
 
     .venv/bin/python -m tests.bench.plugins [--rounds 30]
+    .venv/bin/python -m tests.bench.plugins --pods 60 [--rounds 3]
 
 Run as root. The plugins are called by hand, as the spec has it, in a network namespace of `ip
 netns` with the daemon's own configuration, in turns with the daemon. Prints the median and the
 least tenth of the milliseconds, and by hand the processor time.
+
+With --pods: the ADDs of so many pods by hand, 8 at a time, in turns with so many pods of one
+container that our daemons and containerd start. Prints the milliseconds of a pod, the time of all
+divided by their number, and of by hand the processor's.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -18,14 +24,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from api.cri import api_pb2 as cri
-from tests.bench.operations import CNI
+from tests.bench.client import SLEEP
+from tests.bench.operations import BUILTIN, CNI
+from tests.bench.parallel import AT_ONCE, at_once
+from tests.bench.peers import Containerd
 from tests.bench.plan import PAUSE_SECONDS
-from tests.bench.runtimes import Criserver
+from tests.bench.runtimes import Criserver, Runtime
 from tests.bench.shapes import Shelf
 from tests.integration.daemon import PLUGINS
 
@@ -38,17 +46,27 @@ WARM_UP = 2  # rounds
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description="Measure CNI plugins by hand, and by criserver.")
-    parser.add_argument("--rounds", type=int, default=30)
-    rounds = parser.parse_args().rounds
-    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--pods", type=int)
+    options = parser.parse_args()
+    with contextlib.ExitStack() as undo:
+        directory = undo.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
         shelf = Shelf(Path(directory) / "registry")
+        undo.callback(shelf.close)
         ours = Criserver(CNI, shelf.registry, cri.POD)
-        try:
-            ours.start()
-            show(measure(ours, rounds))
-        finally:
-            ours.close()
-            shelf.close()
+        undo.callback(ours.close)
+        ours.start()
+        if options.pods is None:
+            show(measure(ours, options.rounds or 30))
+            return
+        others = [
+            Criserver(BUILTIN, shelf.registry, cri.POD),
+            Containerd("runc", 0, shelf, cri.POD, Path("/run")),
+        ]
+        for other in others:
+            undo.callback(other.close)
+            other.start()
+        show(bursts(ours, [ours, *others], shelf.small, options.pods, options.rounds or 3))
 
 
 def measure(ours: Criserver, rounds: int) -> Times:
@@ -67,6 +85,51 @@ def measure(ours: Criserver, rounds: int) -> Times:
     return times
 
 
+def bursts(ours: Criserver, runtimes: list[Runtime], image: str, pods: int, rounds: int) -> Times:
+    """Many pods, 8 at a time: their ADDs by hand, and all of them by each runtime, in turns."""
+    (conflist,) = ours.daemon.cni_conf_dir.glob("*.conflist")
+    config = json.loads(conflist.read_text())
+    times: Times = {}
+    for runtime in runtimes:
+        runtime.client.pull(image)
+    for number in range(rounds):
+        spent = adds_by_hand(config, [f"bench{os.getpid()}n{number}p{pod}" for pod in range(pods)])
+        times.setdefault("by hand: ADD", []).append(spent)
+        for runtime in runtimes:
+            client = runtime.client
+            time.sleep(PAUSE_SECONDS)
+            began = time.perf_counter()
+            at_once(AT_ONCE, lambda _, c=client: c.run(image, *SLEEP), range(pods))  # type: ignore[misc]
+            spent = (time.perf_counter() - began) * 1000 / pods, 0.0
+            times.setdefault(runtime.name, []).append(spent)
+            for pod in client.pods():
+                client.stop_pod(pod.id)
+                client.remove_pod(pod.id)
+    return times
+
+
+def adds_by_hand(config: dict[str, Any], names: list[str]) -> tuple[float, float]:
+    """ADD all plugins for each name, 8 names at a time; returns milliseconds of one of them."""
+    results: dict[str, dict[str, Any]] = {}
+
+    def add(name: str) -> None:
+        for plugin in config["plugins"]:
+            document = plugin_input(config, plugin, results.get(name))
+            results[name] = json.loads(call(plugin["type"], "ADD", name, document, {}))
+
+    with contextlib.ExitStack() as undo:
+        for name in names:
+            undo.enter_context(namespace(name))
+        before, began = processor(), time.perf_counter()
+        at_once(AT_ONCE, add, names)
+        spent = (time.perf_counter() - began) * 1000 / len(names)
+        used = (processor() - before) / len(names)
+        for name in names:
+            for plugin in reversed(config["plugins"]):
+                call(plugin["type"], "DEL", name, plugin_input(config, plugin, results[name]), {})
+    return spent, used
+
+
 def by_hand(config: dict[str, Any], name: str, times: Times) -> None:
     """ADD and DEL of every plugin, in a namespace that is new."""
     result: dict[str, Any] | None = None
@@ -79,7 +142,7 @@ def by_hand(config: dict[str, Any], name: str, times: Times) -> None:
             call(plugin["type"], "DEL", name, plugin_input(config, plugin, result), times)
 
 
-@contextmanager
+@contextlib.contextmanager
 def namespace(name: str) -> Iterator[None]:
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
