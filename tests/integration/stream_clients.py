@@ -122,7 +122,12 @@ class Collector:
 
     def until(self, condition: Any, what: str = "the server") -> None:
         with self._changed:
-            assert self._changed.wait_for(condition, SECONDS), f"waited for {what}: {self.__dict__}"
+            assert self._changed.wait_for(condition, SECONDS), f"waited for {what}: {self._told()}"
+
+    def _told(self) -> dict[str, Any]:
+        """All that has come, of data the size and the end."""
+        sizes = {stream: (len(data), data[-80:]) for stream, data in self.received.items()}
+        return {**self.__dict__, "received": sizes}
 
     def hang_up(self) -> None:
         """Be gone without a word, and wait for our own thread to see it."""
@@ -204,6 +209,8 @@ class Spdy(Collector):
             case 2:
                 self._inflate.decompress(payload[4:])
                 self.replied.add(first)
+            case 4:  # SETTINGS, by which a server finds out whether a silent client is still there
+                pass
             case 3:
                 self.resets[first] = struct.unpack_from(">I", payload, 4)[0]
             case 6:
