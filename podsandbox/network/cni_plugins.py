@@ -186,10 +186,13 @@ class Plugins:
 
 def find_program(name: str, directories: Sequence[str]) -> str:
     """Return the path of a plugin, from the first directory that has it; or CNIPluginError."""
-    for directory in directories:
-        path = f"{directory}/{name}"
-        if os.path.isfile(path) and os.access(path, os.X_OK):
+    found = [path for directory in directories if os.path.isfile(path := f"{directory}/{name}")]
+    for path in found:
+        if os.access(path, os.X_OK):
             return path
+    if found:
+        why = "its mode has no x, or it is on a mount with noexec"
+        raise CNIPluginError(f"plugin {name} cannot be executed from {found[0]}: {why}")
     raise CNIPluginError(f"plugin {name} is not in {', '.join(directories)}")
 
 
