@@ -17,10 +17,10 @@ of the pod can look at it through /proc/1.
 
 If the worker dies before "go", pid 1 reads EOF and exits, so nothing is left without a record.
 The daemon attaches the network as soon as the namespace for it is pinned, beside all the rest: the
-plugins take much longer. To join a cgroup can take 30 ms, too (the kernel waits for an RCU grace
-period when nobody has done it lately). It reads the status pipe at the end: what went wrong, or
-nothing when execve has closed it. In a user namespace pid 1 has no right to join, so the worker
-does that for it.
+plugins take much longer. It reads the status pipe at the end: what went wrong, or nothing when
+execve has closed it. Pid 1 joins its cgroup itself: to put another process there takes 10 to 30 ms,
+in which the kernel waits for an RCU grace period. In a user namespace it has no right to that, so
+there the worker does it.
 """
 
 from __future__ import annotations
