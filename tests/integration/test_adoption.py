@@ -31,6 +31,8 @@ COUNT = (
     "[ $((i %% 500)) = 0 ] && sleep 0.02; done"
 )
 
+EXIT_7 = "trap 'exit 7' TERM; echo up; while :; do sleep 0.02; done"
+
 
 async def test_a_killed_shim_is_replaced_and_the_container_runs_on(rt: harness.Runtime) -> None:
     shim = await rt.start(rt.spec(["sleep", "1000"]))
@@ -68,7 +70,8 @@ async def test_an_end_at_the_same_moment_is_not_lost(rt: harness.Runtime) -> Non
 
 async def test_an_end_while_nobody_is_there_to_hear_of_it_is_not_lost(rt: harness.Runtime) -> None:
     """Its shim and its first spawner are dead, and the next one has not got round to a new shim."""
-    shim = await rt.start(rt.spec(["sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.02; done"]))
+    shim = await rt.start(rt.spec(["sh", "-c", EXIT_7]))
+    await harness.until(lambda: "up" in rt.log("c").read_text())
     old = shim_pid(shim)
     await kill_spawner(rt)
     await harness.until(lambda: is_ward(rt, old))
@@ -90,9 +93,10 @@ async def test_a_shim_that_is_killed_between_the_end_and_its_record_loses_nothin
 ) -> None:
     mark = tmp_path / "killed"
     script = f"test -e {mark} || {{ touch {mark}; kill -9 $PPID; }}"
-    spec = rt.spec(["sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.02; done"])
+    spec = rt.spec(["sh", "-c", EXIT_7])
     spec["hooks"] = {"poststop": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]}
     shim = await rt.start(spec)
+    await harness.until(lambda: "up" in rt.log("c").read_text())
     if adopted:
         await killed(rt, shim)
     os.kill(shim.pid, signal.SIGTERM)
