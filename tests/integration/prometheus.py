@@ -21,14 +21,15 @@ STOP_SECONDS = 20.0 * PATIENCE
 
 
 class Prometheus:
-    """A running server that scrapes one target each second."""
+    """A running server that scrapes one target every PATIENCE seconds."""
 
     def __init__(self, directory: Path, target: str) -> None:
         """Start it with its files in `directory`; `target` is HOST:PORT. AssertionError if not."""
         self.log = directory / "prometheus.log"
         config = directory / "prometheus.yml"
         scrape = {"job_name": "criserver", "static_configs": [{"targets": [target]}]}
-        intervals = {"scrape_interval": "1s", "scrape_timeout": "1s"}
+        interval = f"{PATIENCE * 1000:.0f}ms"
+        intervals = {"scrape_interval": interval, "scrape_timeout": interval}
         config.write_text(json.dumps({"global": intervals, "scrape_configs": [scrape]}))
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
