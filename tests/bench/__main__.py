@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from api.cri import api_pb2 as cri
-from tests.bench import budget, compare, report
+from tests.bench import budget, compare, interrupts, report
 from tests.bench.groups import burst, density, faults, images, lifecycle, oci, streaming
 from tests.bench.operations import BUILTIN, CNI, GROUPS
 from tests.bench.peers import CRIO, Containerd
@@ -64,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = Results()
     began = time.time()
     for number in range(options.repeat):
+        interrupts.heed()
         progress(f"run {number + 1} of {options.repeat}")
         with bench(options, results) as made:
             for group in (name for name in GROUPS if name in (options.only or GROUPS)):
@@ -145,6 +145,7 @@ def compare_runs(first: Path, second: Path) -> int:
 def hold_budget(options: argparse.Namespace) -> int:
     """Count; 1 when something exceeds its budget."""
     options.network, options.peer = [BUILTIN], []
+    interrupts.heed()
     with bench(options, Results()) as made:
         (ours,) = made.runtimes
         assert isinstance(ours, Criserver)
@@ -164,41 +165,39 @@ def bench(options: argparse.Namespace, results: Results) -> Iterator[Bench]:
     """Everything started; afterwards nothing of it is left."""
     if os.geteuid() != 0:
         sys.exit("hack/bench: must run as root: it starts container runtimes")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    directory = Path(tempfile.mkdtemp(prefix=leaks.SESSION, dir="/var/lib"))
     with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, directory)
-        run = stack.enter_context(run_directory())
-        shelf = Shelf(directory / "registry")
-        stack.callback(shelf.close)
+        with interrupts.put_off():
+            directory = Path(tempfile.mkdtemp(prefix=leaks.SESSION, dir="/var/lib"))
+            stack.callback(shutil.rmtree, directory)
+            run = stack.enter_context(run_directory())
+            shelf = Shelf(directory / "registry")
+            stack.callback(shelf.close)
+            stack.push(interrupts.ignore)
         runtimes: list[Runtime] = []
         for make in makers(options, shelf, run):
-            runtime = make()
-            stack.callback(runtime.close)
-            stack.push(take_away_in_peace)
-            progress(f"starting {runtime.name}")
-            runtime.start()
+            with interrupts.put_off():
+                runtime = make()
+                stack.callback(runtime.close)
+                stack.push(interrupts.ignore)
+                progress(f"starting {runtime.name}")
+                runtime.start()
             runtime.client.pull(shelf.small)
             runtimes.append(runtime)
         yield Bench(runtimes, shelf, results, QUICK if options.quick else Plan(), directory)
-
-
-def take_away_in_peace(*_: object) -> None:
-    """Until all is gone another Ctrl-C stops nothing."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def run_directory() -> Iterator[Path]:
     """A tmpfs for what the runtimes keep in /run, which is one on every machine with systemd."""
     directory = Path(tempfile.mkdtemp(prefix=leaks.SESSION, dir="/run"))
-    subprocess.run(["mount", "-t", "tmpfs", leaks.SESSION, directory], check=True)
+    mount = ["mount", "-t", "tmpfs", leaks.SESSION, directory]
     try:
-        yield directory
+        subprocess.run(mount, check=True, start_new_session=True)  # Ctrl-C is for us
+        try:
+            yield directory
+        finally:
+            subprocess.run(["umount", "--lazy", directory], check=True, start_new_session=True)
     finally:
-        subprocess.run(["umount", "--lazy", directory], check=True)
         directory.rmdir()
 
 
