@@ -190,7 +190,7 @@ def bench(options: argparse.Namespace, results: Results) -> Iterator[Bench]:
 def run_directory() -> Iterator[Path]:
     """A tmpfs for what the runtimes keep in /run, which is one on every machine with systemd."""
     directory = Path(tempfile.mkdtemp(prefix=leaks.SESSION, dir="/run"))
-    mount = ["mount", "-t", "tmpfs", leaks.SESSION, directory]
+    mount = ["mount", "-t", "tmpfs", leaks.SESSION, str(directory)]
     try:
         subprocess.run(mount, check=True, start_new_session=True)  # Ctrl-C is for us
         try:
