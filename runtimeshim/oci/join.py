@@ -36,12 +36,14 @@ def run(
     linux: Mapping[str, Any] | None = None,
     state: Mapping[str, Any] | None = None,
     own_cgroup: str = "",
+    joined: str = "",
     init_pid: int = 0,
 ) -> NoReturn:
     """Join the container of `pidfd` and execve; runs in a fork that is in its PID namespace.
 
     `linux` is that object of the container's spec, `state` what a seccomp listener is told. With
-    `own_cgroup`, a name, it and what it starts can be killed together (CgroupManager.join_own).
+    `own_cgroup`, a name, it and what it starts can be killed together (CgroupManager.join_own);
+    `joined` is the path of that cgroup where it is in it already.
     """
     stages = init.Stages()
     init.forbid_imports()
@@ -49,10 +51,10 @@ def run(
         syscalls.set_not_dumpable()
         scheduling.set_affinity(target, "initial")
         stages.enter("cgroup-join")
-        own = ""
-        if own_cgroup:
+        own = joined
+        if own_cgroup and not joined:
             own = manager.join_own(cgroup_path, own_cgroup, init_pid)
-        else:
+        elif not joined:
             manager.join_beside(cgroup_path, init_pid)
         stages.enter("host-side")
         scheduling.set_affinity(target, "final")

@@ -109,13 +109,14 @@ class Namespaces:
         """Tell whether a child that stands by in a new PID namespace will do for them."""
         return self.pid_new and self.user_fd is None and self._flags_of_children() == [_NEWPID]
 
-    def fork(self) -> int:
+    def fork(self, cgroup: int | None = None) -> int:
         """Fork a child into the PID and time namespaces; our own children's stay as they were.
 
-        Not with a user namespace: the child enters that first, and forks again.
+        Not with a user namespace: the child enters that first, and forks again. `cgroup` is the fd
+        of one of version 2's directories, where the child is to begin.
         """
         if self.user_fd is not None or not self._flags_of_children():
-            return os.fork()
+            return _fork(cgroup)
         own = [
             (os.open(f"/proc/self/ns/{_OF_CHILDREN[flag]}", os.O_RDONLY | os.O_CLOEXEC), flag)
             for flag in self._flags_of_children()
@@ -123,7 +124,7 @@ class Namespaces:
         pid = -1
         try:
             self._enter_for_children()
-            pid = os.fork()
+            pid = _fork(cgroup)
         finally:
             for fd, flag in own:
                 if pid != 0:
@@ -223,3 +224,7 @@ def join_all(pidfd: int) -> None:
         syscalls.setns(pidfd, ALL)
     else:
         userns.become_root()
+
+
+def _fork(cgroup: int | None) -> int:
+    return os.fork() if cgroup is None else syscalls.fork_into_cgroup(cgroup)

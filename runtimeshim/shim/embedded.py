@@ -69,23 +69,23 @@ class Embedded:
 
     def fork_exec(
         self, task: Task, target: int, stdio: Stdio, name: str
-    ) -> tuple[int, socket.socket]:
+    ) -> tuple[int, socket.socket, str]:
         """See Handler. Raises OSError: the init has gone."""
         ours, theirs = wire.pair()
         namespaces = Namespaces([])
         try:
             # By the pidfd: the init's number may be another's by now (man 2 setns, Linux 5.8).
             namespaces.pid_fd = os.dup(task.pidfd)
-            pid = namespaces.fork()
+            pid, cgroup = _fork(namespaces, task, name)
             if pid == 0:
-                _become(task, target, stdio, theirs, name)
+                _become(task, target, stdio, theirs, name, cgroup)
         except BaseException:
             ours.close()
             raise
         finally:
             namespaces.close()
             theirs.close()
-        return pid, ours
+        return pid, ours, cgroup
 
     def kill(self, task: Task, number: int) -> socket.socket | None:
         """See Handler. By pidfd: an adopted init is reaped by another, its number given away."""
@@ -103,7 +103,24 @@ def _load(task: Task) -> oci.Container:
     return loaded
 
 
-def _become(task: Task, target: int, stdio: Stdio, sync: socket.socket, name: str) -> NoReturn:
+def _fork(namespaces: Namespaces, task: Task, name: str) -> tuple[int, str]:
+    """Fork into a cgroup of its own, and return its path; "" where the child has to join one."""
+    opened = task.manager.open_own(task.cgroup_path, name)
+    if opened is None:
+        return namespaces.fork(), ""
+    path, directory = opened
+    try:
+        return namespaces.fork(directory), path
+    except OSError:  # a kernel before 5.7, a filter of the node's own, or a limit of the cgroup's
+        task.manager.remove_empty(path)
+        return namespaces.fork(), ""
+    finally:
+        os.close(directory)
+
+
+def _become(
+    task: Task, target: int, stdio: Stdio, sync: socket.socket, name: str, joined: str
+) -> NoReturn:
     try:
         wanted = _read_process(target)
         if not wanted.get("terminal") and stdio is None:
@@ -120,6 +137,7 @@ def _become(task: Task, target: int, stdio: Stdio, sync: socket.socket, name: st
         manager=task.manager,
         cgroup_path=task.cgroup_path,
         own_cgroup=name,
+        joined=joined,
         init_pid=task.pid,
         seccomp_profile=linux.get("seccomp"),
         seccomp_cache=task.seccomp_cache,

@@ -2,7 +2,8 @@
 
     shim                                     exec'd process
       ├── fork into the PID namespace ──────────►│ reads what it is to be; joins a cgroup of its own
-      │                                          │ below the container's, and its namespaces
+      │                                          │ below the container's, if it was not forked into
+      │                                          │ it, and its namespaces
       │◄─────────────────────── terminal, ready ─┤ timings; execve
       │◄────────────────── end of file, or error ┘
 
@@ -97,7 +98,8 @@ class Execs:
         process = ExecProcess(self._last, client, message["id"])
         stdio = (fds[1], fds[2], fds[3]) if len(fds) == 4 else None
         name = f"exec-{os.getpid()}-{process.name}"
-        process.pid, process.sync = self._task.handler.fork_exec(self._task, fds[0], stdio, name)
+        forked = self._task.handler.fork_exec(self._task, fds[0], stdio, name)
+        process.pid, process.sync, process.cgroup = forked
         self._running[process.pid] = process
         self._poller.register(process.sync.fileno(), READ, lambda _: self._on_sync(process))
 

@@ -123,9 +123,9 @@ class External:
 
     def fork_exec(
         self, task: Task, target: int, stdio: Stdio, name: str
-    ) -> tuple[int, socket.socket]:
+    ) -> tuple[int, socket.socket, str]:
         """See Handler."""
-        return in_child(lambda sync: self._exec(task, target, stdio, name, sync))
+        return *in_child(lambda sync: self._exec(task, target, stdio, name, sync)), ""
 
     def _exec(self, task: Task, target: int, stdio: Stdio, name: str, sync: socket.socket) -> None:
         began = time.monotonic_ns()

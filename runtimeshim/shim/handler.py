@@ -48,10 +48,11 @@ class Handler(Protocol):
 
     def fork_exec(
         self, task: Task, target: int, stdio: Stdio, name: str
-    ) -> tuple[int, socket.socket]:
+    ) -> tuple[int, socket.socket, str]:
         """Fork a process that becomes the OCI process of the file `target`, or starts it.
 
-        On the socket come `{"terminal"}` with the master's fd, `{"cgroup", "timings"}`, where the
+        Returns its pid, a socket, and the cgroup that has been made for it, if any. On the socket
+        come `{"terminal"}` with the master's fd, `{"cgroup", "timings"}`, where the
         fork has started another process its `{"pid"}`, and in the end nothing, or `{"error"}`.
         """
 

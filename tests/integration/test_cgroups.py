@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runtimeshim.linux import cgroups
+from runtimeshim.linux import cgroups, syscalls
 from runtimeshim.linux.cgroups import device_filter, devices, files
 
 pytestmark = pytest.mark.integration
@@ -297,3 +297,34 @@ def test_the_v2_kill_of_the_kernel(v2_cgroup: str) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_process_is_forked_into_a_v2_cgroup_of_its_own(v2_cgroup: str) -> None:
+    root, _, name = v2_cgroup.rpartition("/")
+    manager = cgroups.manager(root)
+    opened = manager.open_own(f"/{name}", "exec-1")
+    assert opened is not None
+    path, directory = opened
+    read, write = os.pipe()
+    pid = syscalls.fork_into_cgroup(directory)
+    if pid == 0:
+        os.write(write, Path("/proc/self/cgroup").read_bytes())
+        os._exit(0)
+    os.close(write)
+    os.close(directory)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert f"0::{path}" in os.read(read, 4096).decode().splitlines()
+    os.close(read)
+    assert manager.remove_empty(path)
+
+
+def test_a_fork_into_what_is_no_cgroup_is_refused(tmp_path: Path) -> None:
+    directory = os.open(tmp_path, os.O_PATH)
+    with pytest.raises(OSError, match=r"clone3\(CLONE_INTO_CGROUP\)"):
+        syscalls.fork_into_cgroup(directory)
+    os.close(directory)
+
+
+def test_a_v2_cgroup_that_cannot_be_made_is_none(v2_cgroup: str) -> None:
+    manager = cgroups.manager(v2_cgroup.rpartition("/")[0])
+    assert manager.open_own("/there/is/none", "exec-1") is None

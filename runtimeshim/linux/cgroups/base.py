@@ -78,6 +78,13 @@ class CgroupManager(ABC):
         admits no process to `path` since its cgroups below have controllers.
         """
 
+    def open_own(self, path: str, name: str) -> tuple[str, int] | None:
+        """Make the child of `join_own` for a process that is forked into it, on version 2.
+
+        Returns its path and its directory's fd; None where `join_own` is the way.
+        """
+        return None
+
     @abstractmethod
     def remove_empty(self, path: str) -> bool:
         """Remove a cgroup of `join_own`; False when a process is still in it. Does not wait."""

@@ -88,6 +88,10 @@ class UnitManager(CgroupManager):
         """See CgroupManager."""
         return self._plain.join_own(units.directory(path), name, init)
 
+    def open_own(self, path: str, name: str) -> tuple[str, int] | None:
+        """See CgroupManager."""
+        return self._plain.open_own(units.directory(path), name)
+
     def remove_empty(self, path: str) -> bool:
         """See CgroupManager."""
         return self._plain.remove_empty(units.directory(path))

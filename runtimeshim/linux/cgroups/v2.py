@@ -81,6 +81,16 @@ class V2Manager(CgroupManager):
         self.join_beside(path, init)
         return ""
 
+    def open_own(self, path: str, name: str) -> tuple[str, int] | None:
+        """See CgroupManager."""
+        own = f"{files.checked(path)}/{name}"
+        try:
+            os.mkdir(self._root + own, 0o755)
+            return own, os.open(self._root + own, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:  # as in join_own, which finds another way
+            files.remove_if_empty(self._root + own)
+            return None
+
     def _of(self, pid: int) -> str:
         """Return the cgroup of a process (man 7 cgroups, /proc/PID/cgroup)."""
         lines = files.read(f"/proc/{pid}/cgroup").splitlines()
