@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from pathlib import Path
 
 import pytest
 
-from runtimeshim.linux.cgroups import devices
+from runtimeshim.linux.cgroups import device_filter, devices
 from runtimeshim.linux.cgroups.device_filter import ACCESS_BITS, DEVICE_TYPES, program
 from runtimeshim.linux.cgroups.devices import ACCESS, ANY, Rule
+from runtimeshim.linux.cgroups.files import CgroupError
 
 DENY_ALL = {"allow": False, "access": "rwm"}
 ALLOW_ALL = {"allow": True, "access": "rwm"}
@@ -108,3 +111,32 @@ def test_line(rule: Rule, line: str) -> None:
 
 def test_an_unbuffered_character_device_is_one() -> None:
     assert devices.parse([{"allow": True, "type": "u", "major": 1, "minor": 2}])[0].kind == "c"
+
+
+@pytest.mark.parametrize("interrupted", [0, 1, 4])
+def test_a_program_is_loaded_although_signals_come(monkeypatch, interrupted):
+    answers = [errno.EAGAIN] * interrupted + [0]
+    monkeypatch.setattr(device_filter, "_bpf", answering(answers))
+    assert device_filter._load(program(())) == 7
+    assert answers == []
+
+
+@pytest.mark.parametrize("answers", [[errno.EAGAIN] * 5, [errno.EINVAL]])
+def test_what_the_verifier_refuses_is_told_with_its_words(monkeypatch, answers):
+    code = answers[-1]
+    monkeypatch.setattr(device_filter, "_bpf", answering(answers))
+    with pytest.raises(CgroupError, match="the verifier says") as raised:
+        device_filter._load(program(()))
+    assert raised.value.errno == code
+    assert answers == []
+
+
+def answering(answers):
+    """A bpf(2) that fails with these errors, one after another, and succeeds with 0."""
+
+    def bpf(*_):
+        if code := answers.pop(0):
+            raise CgroupError(code, os.strerror(code))
+        return 7, b""
+
+    return bpf

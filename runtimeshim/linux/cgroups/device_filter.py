@@ -40,6 +40,8 @@ ALL_ACCESS = 7
 # Programs that one cgroup can have at most (BPF_CGROUP_MAX_PROGS).
 MAX_PROGRAMS = 64
 LICENSE = b"Apache\0"
+# The verifier gives up when a signal comes (EAGAIN), SIGCHLD for one; libbpf tries as often.
+LOAD_ATTEMPTS = 5
 # Room for what the verifier says when it refuses a program.
 LOG_SIZE = 64 * 1024
 
@@ -168,11 +170,15 @@ def _load(code: bytes) -> int:
         LOG_SIZE,
         ctypes.addressof(log),
     )
-    try:
-        return _bpf(BPF_PROG_LOAD, attributes, "load device filter")[0]
-    except CgroupError as err:
-        verdict = log.value.decode(errors="replace").strip()
-        raise CgroupError(err.errno, f"{err.strerror}; the verifier says: {verdict}") from err
+    for attempt in range(1, LOAD_ATTEMPTS + 1):
+        try:
+            return _bpf(BPF_PROG_LOAD, attributes, "load device filter")[0]
+        except CgroupError as err:
+            if err.errno == errno.EAGAIN and attempt < LOAD_ATTEMPTS:
+                continue
+            verdict = log.value.decode(errors="replace").strip()
+            raise CgroupError(err.errno, f"{err.strerror}; the verifier says: {verdict}") from err
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _attached(cgroup: int, directory: str) -> list[int]:
