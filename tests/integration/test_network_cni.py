@@ -419,7 +419,7 @@ async def test_the_first_usable_file_of_all_directories_counts(world: World) -> 
     assert world.ip(await world.create()) == "10.1.0.2"  # the directory goes before the name
     first.write_text("{")
     assert world.ip(await world.create()) == "10.2.0.2"
-    (world.bin_dir / "b").rename(world.home / "b")
+    (world.bin_dir / "b").unlink()
     assert "plugin b is not in" in (await world.network.status()).message
     (world.bin_dir / "b").write_text("#!/bin/sh\n")  # without x
     assert "plugin b cannot be executed from" in (await world.network.status()).message
