@@ -16,6 +16,7 @@ import pytest_asyncio
 from api.cri import api_pb2 as cri
 from api.errors import InternalError, UnavailableError
 from podsandbox.pins import release
+from runtimeshim.linux.cgroups import units
 from tests.integration.daemon import wait_for
 from tests.integration.leaks import snapshot
 from tests.integration.sandboxes import (
@@ -215,7 +216,7 @@ async def test_chained_plugins_pass_their_results_on(world: World, version: str)
     assert [ip["address"] for ip in add_second[2]["prevResult"]["ips"]] == ["10.1.2.3/24"]
     assert add_second[2]["runtimeConfig"] == {
         "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}],
-        "cgroupPath": world.runtime(pod).cgroup_parent,
+        "cgroupPath": units.directory(world.runtime(pod).cgroup_parent),
     }
     assert ("prevResult" in del_second[2]) == (version != "0.3.1")
     assert del_second[2]["runtimeConfig"] == add_second[2]["runtimeConfig"]
@@ -570,7 +571,7 @@ async def test_every_capability_reaches_the_plugin_that_declares_it(world: World
         "bandwidth": {"egressRate": 2000, "egressBurst": 2**32 - 1},
         "dns": {"servers": ["10.0.0.10"], "searches": ["x"], "options": ["y"]},
         "ipRanges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd09::/64"}]],
-        "cgroupPath": world.runtime(pod).cgroup_parent,
+        "cgroupPath": units.directory(world.runtime(pod).cgroup_parent),
         annotations: {"kubernetes.io/egress-bandwidth": "2k", "a": "b"},
     }
 
