@@ -143,13 +143,7 @@ async def test_workers_answer_raise_die_and_hang(tmp_path: Path) -> None:
         assert (raised.value.kind, raised.value.errno) == ("FileNotFoundError", 2)
         with pytest.raises(WorkerError, match="exit code 137"):
             await spawner.run_worker("test", {"do": "die"}, timeout=20)
-        read, write = os.pipe()
-        with pytest.raises(TimeoutError):
-            await spawner.run_worker("test", {"do": "hang"}, [write], timeout=0.5)
-        pid = int(os.read(read, 20))
-        os.close(read)
-        os.close(write)
-        await harness.until(lambda: not harness.alive(pid))
+        await hang(spawner)
 
 
 @pytest.mark.usefixtures("_tests_importable")
@@ -195,13 +189,7 @@ async def test_a_worker_that_hangs_is_killed_if_it_stood_by_too(tmp_path: Path) 
     async with harness.runtime(tmp_path, WORKERS) as rt:
         await rt.spawner.run_worker("test", {"do": "facts"}, timeout=20)
         waiting = await standing_by(rt.spawner)
-        read, write = os.pipe()
-        with pytest.raises(TimeoutError):
-            await rt.spawner.run_worker("test", {"do": "hang"}, [write], timeout=0.5)
-        assert int(os.read(read, 20)) == waiting
-        os.close(read)
-        os.close(write)
-        await harness.until(lambda: not harness.alive(waiting))
+        assert await hang(rt.spawner) == waiting
 
 
 @pytest.mark.usefixtures("_tests_importable")
@@ -213,6 +201,18 @@ async def test_a_retired_spawner_leaves_no_worker_standing_by(tmp_path: Path) ->
         await rt.spawner.close()
         await harness.until(lambda: not harness.alive(old) and not harness.alive(waiting))
         rt.spawner = await Spawner.connect(rt.run_dir, WORKERS)
+
+
+async def hang(spawner: Spawner) -> int:
+    """Have a worker hang until its time is over and it has been killed; returns its pid."""
+    read, write = os.pipe()
+    with pytest.raises(TimeoutError):
+        await spawner.run_worker("test", {"do": "hang"}, [write], timeout=0.5)
+    pid = int(os.read(read, 20))
+    os.close(read)
+    os.close(write)
+    await harness.until(lambda: not harness.alive(pid))
+    return pid
 
 
 async def standing_by(spawner: Spawner) -> int:
