@@ -59,14 +59,14 @@ def main() -> None:
         if options.pods is None:
             show(measure(ours, options.rounds or 30))
             return
-        others = [
-            Criserver(BUILTIN, shelf.registry, cri.POD),
-            Containerd("runc", 0, shelf, cri.POD, Path("/run")),
-        ]
-        for other in others:
-            undo.callback(other.close)
-            other.start()
-        show(bursts(ours, [ours, *others], shelf.small, options.pods, options.rounds or 3))
+        builtin = Criserver(BUILTIN, shelf.registry, cri.POD)
+        undo.callback(builtin.close)
+        builtin.start()
+        peer = Containerd("runc", 0, shelf, cri.POD, Path("/run"))
+        undo.callback(peer.close)
+        peer.start()
+        runtimes = [ours, builtin, peer]
+        show(bursts(ours, runtimes, shelf.small, options.pods, options.rounds or 3))
 
 
 def measure(ours: Criserver, rounds: int) -> Times:
